@@ -1,0 +1,1 @@
+"""What the system runs on: the embedded stack (`local/`), SQL, and files for running it elsewhere."""

@@ -1,0 +1,84 @@
+"""Fixtures for tests on real servers: one stack per session, a database and buckets per test."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from psycopg2 import sql
+from pydantic import SecretStr
+
+from infra.local import Stack
+from tiering.settings import Settings
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def stack_directory() -> Iterator[Path]:
+    """A directory for the session's servers; not pytest's own, which is closed to the user PostgreSQL runs as."""
+    directory = Path(tempfile.mkdtemp(prefix="tiering-test-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stack(stack_directory: Path) -> Iterator[Stack]:
+    """PostgreSQL and S3, up for the whole session. Tests that kill servers make a stack of their own."""
+    with Stack(stack_directory, services={"postgres", "s3"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def settings(stack: Stack) -> Settings:
+    """One database for hot and warm, shared by the session's tests."""
+    return stack.settings()
+
+
+@pytest.fixture(scope="session")
+def two_database_settings(stack: Stack) -> Settings:
+    """Two databases, hot and warm apart, shared by the session's tests."""
+    return stack.settings(two_databases=True)
+
+
+@pytest.fixture
+def fresh_settings(stack: Stack) -> Iterator[Settings]:
+    """An empty database for hot and warm, and empty buckets; both gone after the test."""
+    name = f"t{next(_numbers)}_{secrets.token_hex(3)}"
+    yield _open_fresh(stack, name, name, name)
+    _drop_fresh(stack, [name], name)
+
+
+@pytest.fixture
+def fresh_two_database_settings(stack: Stack) -> Iterator[Settings]:
+    """An empty hot database, an empty warm database, and empty buckets; all gone after the test."""
+    name = f"t{next(_numbers)}_{secrets.token_hex(3)}"
+    hot, warm = f"{name}_hot", f"{name}_warm"
+    yield _open_fresh(stack, name, hot, warm)
+    _drop_fresh(stack, [hot, warm], name)
+
+
+def _open_fresh(stack: Stack, name: str, hot: str, warm: str) -> Settings:
+    with stack.postgres.connect("postgres") as connection, connection.cursor() as cursor:
+        for database in sorted({hot, warm}):
+            cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+    lake, backup = (bucket.format(name.replace("_", "-")) for bucket in ("{}-lake", "{}-backup"))
+    for bucket in (lake, backup):
+        stack.s3.client().create_bucket(Bucket=bucket)
+    urls = {"hot_pg_url": stack.postgres.url(hot), "warm_pg_url": stack.postgres.url(warm)}
+    changed = {key: SecretStr(url) for key, url in urls.items()} | {"lake_bucket": lake, "backup_bucket": backup}
+    return stack.settings().model_copy(update=changed)
+
+
+def _drop_fresh(stack: Stack, databases: list[str], name: str) -> None:
+    with stack.postgres.connect("postgres") as connection, connection.cursor() as cursor:
+        for database in databases:
+            cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
+    for kind in ("lake", "backup"):
+        # SeaweedFS drops a bucket with everything in it.
+        stack.s3.client().delete_bucket(Bucket=f"{name.replace('_', '-')}-{kind}")
