@@ -1,0 +1,10 @@
+"""DDL as files, in the order they run: schemas (both databases), ledger (warm), application tables (hot)."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+
+def read(name: str) -> str:
+    """Return one script's text: `rooms`, `ledger` or `market_data`."""
+    return files(__name__).joinpath(f"{name}.sql").read_text(encoding="utf-8")

@@ -1,0 +1,65 @@
+"""EXPIRE: end a unit's life after its retention. Metadata only: the sweep removes the bytes after the grace.
+
+A legal hold is looked at inside the commit's transaction: placed a moment before, it stops the expiry.
+"""
+
+from __future__ import annotations
+
+from tiering import errors
+from tiering.model import State, Tier
+from tiering.ops.work import Work
+from tiering.stores import tables
+from tiering.stores.ledger import MoveRecord, UnitRecord, held
+from tiering.stores.postgres import execute
+
+
+def seal(work: Work) -> MoveRecord:
+    """Record what is to expire."""
+    unit = work.stores.ledger.unit(work.dataset.name, work.unit.begin)
+    if unit is None or unit.tier is Tier.EXPIRED:
+        raise errors.NotFound("expire", str(work.unit), "the unit has no copy left", "Run `tiering fsck`.")
+    return work.advance_alone(
+        State.SEALED, source=unit.location, row_count=unit.row_count, bytes_before=unit.size_bytes
+    )
+
+
+def copy(work: Work) -> MoveRecord:
+    """Nothing is copied."""
+    return work.advance_alone(State.COPIED)
+
+
+def verify(work: Work) -> MoveRecord:
+    """Nothing was copied, so there is nothing to compare."""
+    return work.advance_alone(State.VERIFIED)
+
+
+def commit(work: Work) -> MoveRecord:
+    """Take the unit out of every reader's sight and leave its last fingerprint in the ledger and the audit trail.
+
+    Raises:
+        HeldError: a legal hold is in force; nothing is changed.
+    """
+    name = work.dataset.name
+    with work.commit() as connection:
+        reason = held(connection, work.unit)
+        if reason:
+            raise errors.HeldError(
+                "expire", str(work.unit), f"under legal hold: {reason}", "Lift the hold first: `tiering hold lift`."
+            )
+        unit = work.stores.ledger.unit(name, work.unit.begin)
+        assert unit is not None, "sealed, so it was there, and only this move may end it"
+        if unit.tier is Tier.COLD:
+            execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
+            work.stores.lake.apply(connection, work.stores.lake.stage_remove(name, unit.location))
+            work.trash(connection, "lake", unit.location, unit.size_bytes)
+        else:
+            trash = tables.trash_table(work.unit, work.record.move_id, "expired")
+            left = work.stores.warm_tables.take(connection, work.dataset, unit, trash)
+            if left:
+                work.trash(connection, "warm", left, unit.size_bytes)
+        last = UnitRecord(unit.unit, Tier.EXPIRED, "", False, 0, 0, unit.fingerprint, unit.sha256)
+        work.stores.ledger.put_unit(connection, last)
+        work.audit(
+            connection, "expire", rows=unit.row_count, bytes=unit.size_bytes, location=unit.location, sha256=unit.sha256
+        )
+        return work.advance(connection, State.COMMITTED)

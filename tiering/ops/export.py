@@ -1,0 +1,181 @@
+"""WARM_TO_COLD: write a warm unit as one Parquet object, prove it by reading it back, and publish it.
+
+The object is written once under a name that carries its hash; the ledger knows the name before the bytes
+are sent, so that a sweep never mistakes it for a leftover. Publishing swaps the Iceberg pointer, the ledger
+and the warm partition in one PostgreSQL transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from psycopg2 import sql
+
+from tiering import errors
+from tiering.model import Column, Fingerprint, State, Tier, Unit
+from tiering.ops.work import Connection, Work, both, compared_columns, demand_equal, fingerprint_of
+from tiering.plan.layout import lake_key
+from tiering.stores import parquet, pgcopy, tables
+from tiering.stores.lake import LakeFile
+from tiering.stores.ledger import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
+from tiering.stores.opening import Stores
+from tiering.stores.postgres import execute
+
+
+def seal(work: Work) -> MoveRecord:
+    """Record the source. Warm copies are fenced from birth, so there is nobody to fence off."""
+    unit = warm_unit(work)
+    return work.advance_alone(
+        State.SEALED, source=unit.location, bytes_before=unit.size_bytes, row_count=unit.row_count
+    )
+
+
+def copy(work: Work) -> MoveRecord:
+    """Stream the unit into a Parquet object."""
+    columns = work.columns()
+    return write_object(work, warm_relation(work, columns), columns)
+
+
+def verify(work: Work) -> MoveRecord:
+    """Read the object back in full and compare it with the source."""
+    columns = work.columns()
+    fingerprint = verify_object(work, warm_relation(work, columns), columns)
+    return work.advance_alone(State.VERIFIED, details={"fingerprint": fingerprint_to_json(fingerprint)})
+
+
+def commit(work: Work) -> MoveRecord:
+    """Publish the object and retire the warm partition, together."""
+    unit = warm_unit(work)
+    with work.commit() as connection:
+        record = publish(work, connection, replaces=None)
+        trash = tables.trash_table(work.unit, work.record.move_id, "warm")
+        left = work.stores.warm_tables.take(connection, work.dataset, unit, trash)
+        if left:
+            work.trash(connection, "warm", left, unit.size_bytes)
+        work.audit(connection, "warm-to-cold", rows=record.row_count, object=record.target)
+    return record
+
+
+def warm_unit(work: Work) -> UnitRecord:
+    """Read the unit's warm copy from the ledger; NotFound if it is not warm."""
+    unit = work.stores.ledger.unit(work.dataset.name, work.unit.begin)
+    if unit is None or unit.tier is not Tier.WARM:
+        raise errors.NotFound(str(work.record.transition), str(work.unit), "not in the warm tier", "Run `tiering fsck`.")
+    return unit
+
+
+def warm_relation(work: Work, columns: tuple[Column, ...]) -> sql.Composable:
+    """Return what to read the unit's warm rows from, packed or not."""
+    unit = warm_unit(work)
+    with work.stores.warm.transaction("find", str(work.unit)) as connection:
+        return work.stores.warm_tables.relation(connection, work.dataset, unit, columns)
+
+
+def write_object(work: Work, relation: sql.Composable, columns: tuple[Column, ...]) -> MoveRecord:
+    """Write a relation as a Parquet file and upload it under its content's name; advance to COPIED."""
+    stores, dataset, unit = work.stores, work.dataset, work.unit
+    stores.lake.ensure_table(dataset.name, columns, dataset.unit, dataset.time_column)
+    # An unlinked file: the kernel frees it whatever happens to this process.
+    with tempfile.TemporaryFile(dir=stores.scratch_dir) as file:
+        connection = stores.warm.connect(f"export {unit}")
+        try:
+            batches = pgcopy.read_batches(connection, relation, columns)
+            written = parquet.write_parquet(batches, columns, dataset.sort or dataset.key, file)
+        finally:
+            connection.close()
+        key = lake_key(unit, dataset.unit, written.sha256)
+        location = stores.objects.location(key)
+        work = work.at(work.advance_alone(State.SEALED, target=location))
+        file.seek(0)
+        try:
+            stores.objects.put_new(key, file, written.size_bytes, written.sha256)
+        except errors.AlreadyExists:
+            # The name is the content: an earlier attempt got this far. Verification reads it back in full.
+            pass
+    return work.advance_alone(
+        State.COPIED,
+        row_count=written.row_count,
+        bytes_after=written.size_bytes,
+        details={"key": key, "sha256": written.sha256},
+    )
+
+
+def verify_object(work: Work, relation: sql.Composable, columns: tuple[Column, ...]) -> Fingerprint:
+    """Compare the object's bytes with what was sent, and its rows with the source's own account of itself."""
+    details, subject = work.record.details, str(work.unit)
+    compared = compared_columns(work.dataset, columns)
+
+    def read_back() -> Fingerprint:
+        record = UnitRecord(
+            work.unit, Tier.COLD, work.record.target, False, 0, work.record.bytes_after, sha256=details["sha256"]
+        )
+        with fetched(work.stores, record) as file:
+            return pgcopy.fingerprint_batches(
+                parquet.read_parquet_batches(file, compared), compared, work.dataset.key
+            )
+
+    source, copied = both(
+        lambda: fingerprint_of(work.stores.warm, relation, work.dataset, columns, subject), read_back
+    )
+    demand_equal(subject, source, copied)
+    return source
+
+
+def publish(work: Work, connection: Connection, replaces: UnitRecord | None) -> MoveRecord:
+    """Point the Iceberg table and the ledger at the new object, in the commit's transaction.
+
+    Raises:
+        CommitConflict: another commit moved the pointer first; the whole transaction is tried again.
+    """
+    stores, name, record = work.stores, work.dataset.name, work.record
+    # One publisher per table at a time: the loser of a pointer race would have to write its metadata again.
+    execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
+    file = LakeFile(record.target, record.bytes_after, record.row_count)
+    if replaces is None:
+        staged = stores.lake.stage_add(name, file)
+    else:
+        staged = stores.lake.stage_swap(name, replaces.location, file)
+    stores.lake.apply(connection, staged)
+    fingerprint = fingerprint_from_json(record.details.get("fingerprint"))
+    unit = UnitRecord(
+        work.unit,
+        Tier.COLD,
+        record.target,
+        False,
+        record.row_count,
+        record.bytes_after,
+        fingerprint,
+        record.details["sha256"],
+    )
+    stores.ledger.put_unit(connection, unit)
+    if replaces is not None:
+        work.trash(connection, "lake", replaces.location, replaces.size_bytes)
+    return work.advance(connection, State.COMMITTED)
+
+
+@contextmanager
+def fetched(stores: Stores, record: UnitRecord) -> Iterator[IO[bytes]]:
+    """Bring a lake object into an unlinked local file and prove that its bytes are the ones written.
+
+    Raises:
+        CorruptCopy: the bytes are not those whose hash the ledger keeps.
+    """
+    with tempfile.TemporaryFile(dir=stores.scratch_dir) as file:
+        stores.objects.fetch(stores.objects.key(record.location), file)
+        file.seek(0)
+        digest: Any = hashlib.file_digest(file, "sha256")
+        if record.sha256 and digest.hexdigest() != record.sha256:
+            raise errors.CorruptCopy(
+                "read back",
+                str(record.unit),
+                f"sha256 of {record.location} is not the one recorded",
+                "Every other copy is kept. Restore the object from a backup or an older version.",
+            )
+        file.seek(0)
+        yield file
+
+

@@ -1,0 +1,196 @@
+"""Prepare a dataset's tables: companions of the hot table, warm tables, the view over all of them, partitions.
+
+Idempotent; every run of a flow begins with it, so a new dataset, a new column or a new month needs no ticket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from psycopg2 import sql
+
+from tiering import errors
+from tiering.model import Column, Dataset, Unit
+from tiering.plan.columns import plan_columns
+from tiering.plan.spans import unit_of
+from tiering.stores import tables
+from tiering.stores.opening import Stores
+from tiering.stores.postgres import LOCK_TIMEOUT_MS, Connection, execute, identifier, names
+from tiering.stores.warm import add_missing_columns
+
+UNITS_AHEAD = 2
+"""Partitions kept ready beyond the current unit, so that a late schedule does not fill the late partition."""
+
+
+def install_schemas(stores: Stores, rooms: str, ledger: str) -> None:
+    """Create schemas, fence and ledger from their DDL texts (infra/sql). May be called again, also at once."""
+    for database, scripts in ((stores.warm, (rooms, ledger)), (stores.hot, (rooms,))):
+        with database.transaction("install", database.name) as connection:
+            execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('tiering.install', 0))")
+            for script in scripts:
+                execute(connection, script)
+
+
+def install_dataset(stores: Stores, dataset: Dataset) -> tuple[Column, ...]:
+    """Create what a dataset's hot table needs around it; return the dataset's columns.
+
+    Raises:
+        NotFound: the hot table does not exist.
+        SchemaMismatch: it is not partitioned by range of the time column, or a column changed its type.
+    """
+    parent = tables.hot_parent(dataset.name)
+    with stores.hot.transaction("install", dataset.name, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+        execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('tiering.install', 0))")
+        columns = plan_columns(tables.described_columns(connection, parent))
+        _demand_shape(connection, dataset, columns)
+        late, sealed = tables.late_partition(dataset.name), tables.sealed_parent(dataset.name)
+        if not tables.exists(connection, late):
+            execute(
+                connection,
+                sql.SQL("CREATE TABLE {} PARTITION OF {} DEFAULT").format(identifier(late), identifier(parent)),
+            )
+        _create_parent(connection, sealed, parent, dataset)
+        _follow(connection, sealed, dataset, columns)
+        if not stores.is_one_database:
+            _create_view(connection, dataset, columns, hot=True, warm=[])
+    with stores.warm.transaction("install", dataset.name, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+        execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('tiering.install', 0))")
+        stores.warm_tables.install(connection, dataset, columns)
+        _follow(connection, tables.warm_parent(dataset.name), dataset, columns)
+        warm = stores.warm_tables.every_row(dataset, columns)
+        _create_view(connection, dataset, columns, hot=stores.is_one_database, warm=warm)
+    return columns
+
+
+def prepare_units(stores: Stores, dataset: Dataset, now: datetime) -> list[Unit]:
+    """Create the partitions of units that have rows or soon will; return the units adopted from the late partition.
+
+    Rows in the late partition whose unit has never left the hot tier are not late at all: they came before
+    their partition did. They are moved into it. The late rows of units that did leave stay for the merge.
+    """
+    gone = {record.unit.begin for record in stores.ledger.units(dataset.name)}
+    with stores.hot.transaction("survey", dataset.name) as connection:
+        waiting = tables.late_counts(connection, dataset)
+        taken = {p.begin for p in tables.partitions(connection, tables.sealed_parent(dataset.name))}
+        taken |= {p.begin for p in tables.partitions(connection, tables.hot_parent(dataset.name))}
+    wanted = {}
+    begin, end = unit_of(now, dataset.unit)
+    for _ in range(UNITS_AHEAD + 1):
+        wanted[begin] = end
+        begin, end = unit_of(end, dataset.unit)
+    horizon = begin
+    wanted |= {unit.begin: unit.end for unit, _ in waiting if unit.begin < horizon}
+    created = [Unit(dataset.name, b, e) for b, e in sorted(wanted.items()) if b not in gone and b not in taken]
+    for unit in created:
+        _create_unit(stores, dataset, unit)
+    adopted = {unit.begin for unit, _ in waiting}
+    return [unit for unit in created if unit.begin in adopted]
+
+
+def create_units(stores: Stores, dataset: Dataset, begins: Sequence[tuple[datetime, datetime]]) -> None:
+    """Create hot partitions for the given bounds ahead of a bulk load; those that exist are left alone."""
+    gone = {record.unit.begin for record in stores.ledger.units(dataset.name)}
+    with stores.hot.transaction("survey", dataset.name) as connection:
+        taken = {p.begin for p in tables.partitions(connection, tables.hot_parent(dataset.name))}
+        taken |= {p.begin for p in tables.partitions(connection, tables.sealed_parent(dataset.name))}
+    for begin, end in begins:
+        if begin not in gone and begin not in taken:
+            _create_unit(stores, dataset, Unit(dataset.name, begin, end))
+
+
+def _create_unit(stores: Stores, dataset: Dataset, unit: Unit) -> None:
+    table, late = tables.hot_partition(unit), tables.late_partition(dataset.name)
+    with stores.hot.transaction("create", str(unit), lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+        # Both locks before anything else: a writer between adopt and attach would make the attach fail.
+        for name, mode in ((tables.hot_parent(dataset.name), "SHARE UPDATE EXCLUSIVE"), (late, "ACCESS EXCLUSIVE")):
+            execute(connection, sql.SQL("LOCK TABLE {} IN {} MODE").format(identifier(name), sql.SQL(mode)))
+        if tables.exists(connection, table):
+            return
+        tables.create_like(connection, table, tables.hot_parent(dataset.name), unit, dataset.time_column)
+        tables.adopt_rows(connection, late, table, unit, dataset.time_column)
+        tables.attach(connection, tables.hot_parent(dataset.name), table, unit)
+
+
+def _create_parent(connection: Connection, table: str, like: str, dataset: Dataset) -> None:
+    execute(
+        connection,
+        sql.SQL("CREATE TABLE IF NOT EXISTS {} (LIKE {} INCLUDING ALL) PARTITION BY RANGE ({})").format(
+            identifier(table), identifier(like), sql.Identifier(dataset.time_column)
+        ),
+    )
+
+
+def _follow(connection: Connection, table: str, dataset: Dataset, columns: Sequence[Column]) -> None:
+    """Bring a companion's columns up to the hot table's: added ones are added, anything else is refused."""
+    add_missing_columns(connection, table, [(c.name, c.pg_type) for c in columns])
+    have = {name: kind for name, kind, _ in tables.described_columns(connection, table)}
+    for column in columns:
+        if have[column.name] != column.pg_type:
+            raise errors.SchemaMismatch(
+                "install",
+                dataset.name,
+                f"column {column.name} is {column.pg_type} in the hot table and {have[column.name]} in {table}",
+                "A column's type may not change under stored data: add a new column instead.",
+            )
+    extra = have.keys() - {c.name for c in columns}
+    if extra:
+        raise errors.SchemaMismatch(
+            "install",
+            dataset.name,
+            f"columns {', '.join(sorted(extra))} were dropped or renamed in the hot table but hold data in {table}",
+            "Put the column back (it may be left null), or load the data as a new dataset.",
+        )
+
+
+def _demand_shape(connection: Connection, dataset: Dataset, columns: Sequence[Column]) -> None:
+    found = {c.name for c in columns}
+    missing = {dataset.time_column, *dataset.key, *dataset.fingerprint, *dataset.sort} - found
+    if missing:
+        raise errors.SchemaMismatch(
+            "install",
+            dataset.name,
+            f"the policy names columns that the table lacks: {', '.join(sorted(missing))}",
+            "Correct the dataset's entry in the policy file, or add the columns.",
+        )
+    strategy = tables.partition_column(connection, tables.hot_parent(dataset.name))
+    if strategy != dataset.time_column:
+        raise errors.SchemaMismatch(
+            "install",
+            dataset.name,
+            f"{tables.hot_parent(dataset.name)} is not partitioned by range of {dataset.time_column}",
+            "Create it with PARTITION BY RANGE on the dataset's time column.",
+        )
+
+
+def _create_view(
+    connection: Connection, dataset: Dataset, columns: Sequence[Column], *, hot: bool, warm: Sequence[sql.Composable]
+) -> None:
+    """Create `live.<dataset>`: every row of this database once, whatever is being moved.
+
+    A row waiting in the late partition or in a sealed late generation wins over an older copy of its key.
+    """
+    listed = names([c.name for c in columns])
+    parts: list[sql.Composable] = []
+    over: list[str] = []
+    if hot:
+        late, sealed = tables.late_partition(dataset.name), tables.sealed_parent(dataset.name)
+        parts.append(sql.SQL("SELECT {} FROM {}").format(listed, identifier(tables.hot_parent(dataset.name))))
+        select_sealed = sql.SQL("SELECT {} FROM {}").format(listed, identifier(sealed))
+        parts.append(_without(select_sealed, [late], dataset))
+        over = [late, sealed]
+    parts += [_without(select, over, dataset) for select in warm]
+    view = identifier(f"live.{dataset.name}")
+    execute(
+        connection, sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(view, sql.SQL(" UNION ALL ").join(parts))
+    )
+
+
+def _without(select: sql.Composable, over: Sequence[str], dataset: Dataset) -> sql.Composable:
+    if not over:
+        return select
+    same = sql.SQL(" AND ").join(sql.SQL("o.{0} = w.{0}").format(sql.Identifier(name)) for name in dataset.key)
+    tests = [
+        sql.SQL("NOT EXISTS (SELECT 1 FROM {} o WHERE {})").format(identifier(table), same) for table in over
+    ]
+    return sql.SQL("SELECT * FROM ({}) w WHERE {}").format(select, sql.SQL(" AND ").join(tests))

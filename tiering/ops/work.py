@@ -1,0 +1,109 @@
+"""What every step of a move is given, and the few effects that the transitions share.
+
+Does not: decide which moves are due (plan/lifecycle.py) or destroy anything (sweep.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import psycopg2.extensions
+from psycopg2 import sql
+
+from tiering import errors
+from tiering.model import Column, Dataset, Fingerprint, State
+from tiering.plan.columns import plan_columns
+from tiering.stores import ledger, pgcopy, tables
+from tiering.stores.ledger import MoveRecord
+from tiering.stores.opening import Stores
+from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres
+
+Connection = psycopg2.extensions.connection
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One step's surroundings: the leased move, its dataset, the stores and the run's one `now`."""
+
+    stores: Stores
+    dataset: Dataset
+    record: MoveRecord
+    now: datetime
+    owner: str
+
+    @property
+    def unit(self) -> Any:
+        """The unit being moved."""
+        return self.record.unit
+
+    def at(self, record: MoveRecord) -> Work:
+        """The same work with the move as last advanced."""
+        return replace(self, record=record)
+
+    def advance(self, connection: Connection, state: State, **columns: Any) -> MoveRecord:
+        """Advance the move inside a transaction that also holds the step's effects."""
+        return self.stores.ledger.advance(connection, self.record, state, **columns)
+
+    def advance_alone(self, state: State, **columns: Any) -> MoveRecord:
+        """Advance the move in a transaction of its own."""
+        return self.stores.ledger.advance_alone(self.record, state, **columns)
+
+    @contextmanager
+    def commit(self) -> Iterator[Connection]:
+        """Open the one transaction that commits the move: short lock timeout, in the ledger's database."""
+        with self.stores.warm.transaction("commit", str(self.record), lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+            yield connection
+
+    def columns(self) -> tuple[Column, ...]:
+        """Read the dataset's columns as the hot table declares them now."""
+        with self.stores.hot.transaction("describe", self.dataset.name) as connection:
+            return plan_columns(tables.described_columns(connection, tables.hot_parent(self.dataset.name)))
+
+    def audit(self, connection: Connection, action: str, **details: Any) -> None:
+        """Append to the audit trail, in the commit's transaction."""
+        details |= {"move_id": self.record.move_id, "generation": self.unit.generation}
+        ledger.audit(connection, self.owner, action, self.dataset.name, self.unit.begin, details)
+
+    def trash(self, connection: Connection, store: str, location: str, size_bytes: int = 0) -> None:
+        """Note a superseded copy for the sweep, in the commit's transaction."""
+        self.stores.ledger.put_trash(connection, self.record, store, location, size_bytes, self.now)
+
+
+def compared_columns(dataset: Dataset, columns: tuple[Column, ...]) -> tuple[Column, ...]:
+    """Choose the columns whose fingerprints are compared: the dataset's list, or all."""
+    if not dataset.fingerprint:
+        return columns
+    return tuple(c for c in columns if c.name in dataset.fingerprint or c.name in dataset.key)
+
+
+def fingerprint_of(
+    database: Postgres, relation: sql.Composable, dataset: Dataset, columns: tuple[Column, ...], subject: str
+) -> Fingerprint:
+    """Ask PostgreSQL itself for the fingerprint of a relation: one scan, none of our decoding."""
+    compared = compared_columns(dataset, columns)
+    with database.transaction("fingerprint", subject, read_only=True) as connection:
+        return pgcopy.fingerprint(connection, relation, compared, dataset.key)
+
+
+def demand_equal(subject: str, source: Fingerprint, copy: Fingerprint) -> None:
+    """Raise FingerprintMismatch naming every difference between a source and its copy."""
+    differences = source.differences(copy)
+    if differences:
+        raise errors.FingerprintMismatch(
+            "verify",
+            subject,
+            "; ".join(differences[:5]),
+            "Both copies are kept. Find out which is wrong, then `tiering release` the unit.",
+        )
+
+
+def both(first: Any, second: Any) -> tuple[Any, Any]:
+    """Run two functions at once and return both results; the first error wins, after both have ended."""
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.submit(first), pool.submit(second)
+        return one.result(), two.result()

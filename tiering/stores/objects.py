@@ -1,0 +1,312 @@
+"""S3 and whatever speaks it, through boto3. With `objects_errors.py` the only importer of boto3 and botocore.
+
+Does not: create a bucket unasked, keep a copy of anything, delete unless told which keys.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import itertools
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, BinaryIO, cast
+
+import boto3
+from botocore.config import Config
+from pydantic import SecretStr
+
+from tiering.errors import AlreadyExists, CorruptCopy, NotFound, StoreUnavailable
+from tiering.stores.objects_errors import mapped
+from tiering.stores.ports import ObjectStat
+
+WHOLE_BYTES_MAX = 64 << 20
+"""Up to here one PUT, larger in parts. Why so high: a PUT's If-None-Match is atomic everywhere, while SeaweedFS
+4.48 checks it on CompleteMultipartUpload without a lock (of four at the same instant three won)."""
+
+PART_BYTES = 8 << 20
+_PART_COUNT_MAX = 9_000  # S3 allows 10,000
+_PARTS_AT_ONCE = 4
+_READ_AHEAD_BYTES = 1 << 20
+_READ_ATTEMPTS = 3
+_DELETE_BATCH = 1000  # S3's own limit
+
+_client_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class S3Objects:
+    """One bucket; see `ports.ObjectStore` for the contract. Free to make: the client is shared per process."""
+
+    endpoint_url: str
+    bucket: str
+    access_key: SecretStr
+    secret_key: SecretStr
+    region: str = "us-east-1"
+
+    @property
+    def _client(self) -> Any:
+        with _client_lock:
+            return _make_client(self.endpoint_url, self.access_key, self.secret_key, self.region)
+
+    def location(self, key: str) -> str:
+        """Name an object for other engines: `s3://bucket/key`."""
+        return f"s3://{self.bucket}/{key}"
+
+    def key(self, location: str) -> str:
+        """Take `location` back apart.
+
+        Raises:
+            NotFound: the location is not in this bucket.
+        """
+        prefix = f"s3://{self.bucket}/"
+        if not location.startswith(prefix):
+            raise NotFound("locate", location, f"not in bucket {self.bucket}", "Check TIERING_LAKE_BUCKET.")
+        return location.removeprefix(prefix)
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket unless it is there. May be called twice and by two at once."""
+        with mapped("create bucket", self.bucket):
+            names = {bucket["Name"] for bucket in self._client.list_buckets()["Buckets"]}
+        if self.bucket in names:
+            return
+        try:
+            with mapped("create bucket", self.bucket):
+                elsewhere = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
+                options = {"CreateBucketConfiguration": elsewhere} if elsewhere else {}
+                self._client.create_bucket(Bucket=self.bucket, **options)
+        except AlreadyExists:
+            return
+
+    def put_new(self, key: str, file: BinaryIO, size: int, sha256: str) -> None:
+        """See `ObjectStore.put_new`."""
+        file.seek(0)
+        if size > WHOLE_BYTES_MAX:
+            self._put_parts(key, file, size, sha256)
+            return
+        with mapped("put", self.location(key)):
+            self._client.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=file,
+                IfNoneMatch="*",
+                ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
+                Metadata={"sha256": sha256},
+            )
+
+    def open(self, key: str) -> BinaryIO:
+        """See `ObjectStore.open`."""
+        reader = _RangedReader(self, key, self.stat(key).size)
+        return cast(BinaryIO, io.BufferedReader(reader, _READ_AHEAD_BYTES))
+
+    def fetch(self, key: str, file: BinaryIO) -> None:
+        """See `ObjectStore.fetch`. One GET; continued by range when the server breaks it off."""
+        digest, done = hashlib.sha256(), 0
+        for attempt in itertools.count(1):
+            try:
+                with mapped("fetch", self.location(key)):
+                    answer = self._get(key, done)
+                    for chunk in answer["Body"].iter_chunks(_READ_AHEAD_BYTES):
+                        file.write(chunk)
+                        digest.update(chunk)
+                        done += len(chunk)
+                    break
+            except StoreUnavailable:
+                if attempt == _READ_ATTEMPTS:
+                    raise
+                time.sleep(0.1 * attempt)
+        expected = answer["Metadata"].get("sha256", "")
+        if expected and digest.hexdigest() != expected:
+            raise CorruptCopy("fetch", self.location(key), f"sha256 is {digest.hexdigest()}, not {expected}")
+
+    def stat(self, key: str) -> ObjectStat:
+        """See `ObjectStore.stat`."""
+        with mapped("stat", self.location(key)):
+            head = self._client.head_object(Bucket=self.bucket, Key=key)
+        sha256 = head["Metadata"].get("sha256", "")
+        return ObjectStat(key, head["ContentLength"], head["ETag"].strip('"'), head["LastModified"], sha256)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectStat]:
+        """See `ObjectStore.list`."""
+        pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix))
+        while True:
+            with mapped("list", self.location(prefix)):
+                page = next(pages, None)
+            if page is None:
+                return
+            for entry in page.get("Contents", ()):
+                yield ObjectStat(entry["Key"], entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `ObjectStore.delete`."""
+        rest = iter(keys)
+        while batch := [{"Key": key} for key in itertools.islice(rest, _DELETE_BATCH)]:
+            with mapped("delete", self.location(batch[0]["Key"])):
+                answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True})
+            for failure in answer.get("Errors", ()):
+                cause = f"{failure.get('Code')}: {failure.get('Message')}"
+                raise StoreUnavailable("delete", self.location(failure.get("Key", "")), cause, "It is tried again.")
+
+    def drop_unfinished(self, older_than: datetime) -> int:
+        """See `ObjectStore.drop_unfinished`: abort the multipart uploads that nobody completed."""
+        count = 0
+        with mapped("drop unfinished", self.bucket):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket):
+                for upload in page.get("Uploads", ()):
+                    if upload["Initiated"] < older_than:
+                        self._abort(upload["Key"], upload["UploadId"])
+                        count += 1
+        return count
+
+    def _get(self, key: str, begin: int, length: int | None = None) -> Any:
+        """Start a GET of `[begin, begin + length)`; without length to the end. Exceptions are botocore's."""
+        end = "" if length is None else str(begin + length - 1)
+        ranged = {} if begin == 0 and length is None else {"Range": f"bytes={begin}-{end}"}
+        return self._client.get_object(Bucket=self.bucket, Key=key, **ranged)
+
+    def _put_parts(self, key: str, file: BinaryIO, size: int, sha256: str) -> None:
+        """Upload in parallel parts; the write-once condition is on the completion, which makes it all visible."""
+        where = {"Bucket": self.bucket, "Key": key}
+        with mapped("put", self.location(key)):
+            upload = self._client.create_multipart_upload(
+                **where, ChecksumAlgorithm="SHA256", Metadata={"sha256": sha256}
+            )["UploadId"]
+        try:
+            with mapped("put", self.location(key)):
+                parts, read_sha256, read_size = self._send_parts(where | {"UploadId": upload}, file, size)
+            if (read_sha256, read_size) != (sha256, size):
+                raise CorruptCopy("put", self.location(key), "the file has another hash or size than was said")
+            with mapped("put", self.location(key)):
+                self._client.complete_multipart_upload(
+                    **where, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+                )
+        except NotFound as exc:
+            # The completion was sent again after a lost answer: the upload is gone because it is an object now.
+            if not self._is_stored(key, size, sha256):
+                raise StoreUnavailable("put", self.location(key), exc.cause, "It is tried again.") from exc
+        except BaseException:
+            self._abort(key, upload)
+            raise
+
+    def _send_parts(self, upload: dict[str, str], file: BinaryIO, size: int) -> tuple[list[dict[str, Any]], str, int]:
+        """Send the parts, reading no further ahead than the senders; return them with what was read."""
+        part_bytes = max(PART_BYTES, -(-size // _PART_COUNT_MAX))
+        digest, done = hashlib.sha256(), 0
+        parts: list[dict[str, Any]] = []
+        pending: set[Future[dict[str, Any]]] = set()
+        with ThreadPoolExecutor(_PARTS_AT_ONCE, "s3-part") as senders:
+            try:
+                for number in itertools.count(1):
+                    if not (data := file.read(part_bytes)):
+                        break
+                    digest.update(data)
+                    done += len(data)
+                    pending.add(senders.submit(self._send_part, upload, number, data))
+                    if len(pending) >= _PARTS_AT_ONCE:
+                        sent, pending = wait(pending, return_when=FIRST_COMPLETED)
+                        parts += [future.result() for future in sent]
+                parts += [future.result() for future in pending]
+            finally:
+                senders.shutdown(cancel_futures=True)
+        return sorted(parts, key=lambda part: int(part["PartNumber"])), digest.hexdigest(), done
+
+    def _send_part(self, upload: dict[str, str], number: int, data: bytes) -> dict[str, Any]:
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        answer = self._client.upload_part(**upload, PartNumber=number, Body=data, ChecksumSHA256=checksum)
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+
+    def _is_stored(self, key: str, size: int, sha256: str) -> bool:
+        try:
+            found = self.stat(key)
+        except NotFound:
+            return False
+        return (found.size, found.sha256) == (size, sha256)
+
+    def _abort(self, key: str, upload: str) -> None:
+        """Give an upload's parts back. When that fails too, `drop_unfinished` does it later."""
+        try:
+            with mapped("abort upload", self.location(key)):
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+        except (NotFound, StoreUnavailable):
+            return
+
+
+class _RangedReader(io.RawIOBase):
+    """An object as a raw file: each `readinto` is one ranged GET."""
+
+    def __init__(self, objects: S3Objects, key: str, size: int) -> None:
+        super().__init__()
+        self._objects, self._key, self._size = objects, key, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        length = max(0, min(len(view), self._size - self._position))
+        done = 0
+        for attempt in itertools.count(1):
+            try:
+                with mapped("read", self._objects.location(self._key)):
+                    while done < length:
+                        done += self._read_some(view[done:length], self._position + done)
+                break
+            except StoreUnavailable:
+                if attempt == _READ_ATTEMPTS:
+                    raise
+                time.sleep(0.1 * attempt)
+        self._position += length
+        return length
+
+    def _read_some(self, view: memoryview, begin: int) -> int:
+        """Read until the view is full or the server breaks off; what did arrive counts."""
+        body = self._objects._get(self._key, begin, len(view))["Body"]
+        count = int(body.readinto(view))
+        while 0 < count < len(view) and (more := int(body.readinto(view[count:]))):
+            count += more
+        body.close()
+        return count
+
+
+@functools.lru_cache(maxsize=16)
+def _make_client(endpoint_url: str, access_key: SecretStr, secret_key: SecretStr, region: str) -> Any:
+    """Make a thread-safe client; 50–200 ms, which is why it is kept.
+
+    Why three attempts and short timeouts: these retries bridge seconds (a lost packet, a restarting gateway);
+    Prefect's bridge minutes, and must see a failure while there is still something to report.
+    """
+    with mapped("open object store", endpoint_url):
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=endpoint_url,
+            aws_access_key_id=access_key.get_secret_value(),
+            aws_secret_access_key=secret_key.get_secret_value(),
+            region_name=region,
+            config=Config(
+                connect_timeout=5,
+                read_timeout=30,
+                retries={"mode": "standard", "total_max_attempts": 3},
+                max_pool_connections=32,
+                s3={"addressing_style": "path"},
+            ),
+        )

@@ -1,0 +1,66 @@
+"""The composition root: the one place that takes a `Settings` apart and names concrete stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiering.model import Policies
+from tiering.settings import Settings
+from tiering.stores.lake import IcebergLake
+from tiering.stores.ledger import Ledger
+from tiering.stores.objects import S3Objects
+from tiering.stores.ports import ObjectStore
+from tiering.stores.postgres import Postgres
+from tiering.stores.warm import NativeWarm, WarmTables
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Every store that the lifecycle touches. Opening one makes no network call; the first use does."""
+
+    policies: Policies
+    hot: Postgres
+    warm: Postgres
+    warm_tables: WarmTables
+    ledger: Ledger
+    lake: IcebergLake
+    objects: ObjectStore
+    is_one_database: bool
+    scratch_dir: Path | None
+
+
+@contextmanager
+def open_stores(settings: Settings, policies: Policies) -> Iterator[Stores]:
+    """Open the stores that the settings name; close their connections at the end."""
+    warm = Postgres(settings.warm_pg_url, "warm PostgreSQL")
+    hot = warm if settings.is_one_database else Postgres(settings.hot_pg_url, "hot PostgreSQL")
+    objects = S3Objects(
+        settings.s3_url, settings.lake_bucket, settings.s3_access_key, settings.s3_secret_key, settings.s3_region
+    )
+    lake = IcebergLake(
+        settings.warm_pg_url,
+        settings.s3_url,
+        settings.lake_bucket,
+        settings.s3_access_key,
+        settings.s3_secret_key,
+        settings.s3_region,
+    )
+    try:
+        yield Stores(
+            policies=policies,
+            hot=hot,
+            warm=warm,
+            warm_tables=NativeWarm(),
+            ledger=Ledger(warm),
+            lake=lake,
+            objects=objects,
+            is_one_database=settings.is_one_database,
+            scratch_dir=settings.scratch_dir,
+        )
+    finally:
+        lake.close()
+        warm.close()
+        hot.close()

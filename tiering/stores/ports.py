@@ -1,0 +1,105 @@
+"""The ports: what the rest of the system may ask of a store, with the contract in prose.
+
+Every implementation of a port passes the port's one contract suite under `tests/stores/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """What a store says of one object.
+
+    Attributes:
+        key: relative name, parts joined by `/`.
+        size: in bytes.
+        etag: opaque; equal while the bytes are the same write.
+        modified_at: when it became visible, in UTC, by the store's own clock.
+        sha256: hexadecimal, as given to `put_new`; empty where the store does not say (`list` never does).
+    """
+
+    key: str
+    size: int
+    etag: str
+    modified_at: datetime
+    sha256: str = ""
+
+
+class ObjectStore(Protocol):
+    """Write-once named bytes.
+
+    Safe to share between threads. Making one reaches no server. Every method may raise the transient
+    `StoreUnavailable` and `Throttled` and the permanent `AccessDenied`, and has then had no visible effect
+    unless its text says otherwise; trying again is always allowed.
+    """
+
+    def put_new(self, key: str, file: BinaryIO, size: int, sha256: str) -> None:
+        """Store the whole of `file` under a new key.
+
+        All or nothing: nobody ever sees a part of the object, and an object that exists is never replaced.
+        The file is read from position 0 and left at any position; it must be seekable.
+
+        After a lost answer a repeated call may find its own first try and say AlreadyExists. Callers whose
+        keys carry a content hash may take AlreadyExists for success once `stat` confirms the size.
+
+        Args:
+            key: relative, without `..`, empty parts or a leading `/`.
+            file: seekable binary file.
+            size: its length in bytes.
+            sha256: its hash, hexadecimal; the store's side recomputes it.
+
+        Raises:
+            AlreadyExists: the key is taken, whatever its bytes.
+            CorruptCopy: the bytes received do not have this size and hash; nothing was stored.
+            StoreFull: no room.
+        """
+
+    def open(self, key: str) -> BinaryIO:
+        """Open an object for reading and seeking; fetches only the ranges that are read.
+
+        A read that the server breaks off is tried again; when that fails too, the read raises and the file
+        stays usable at the same position.
+
+        Raises:
+            NotFound: no such object.
+        """
+
+    def fetch(self, key: str, file: BinaryIO) -> None:
+        """Write a whole object to `file`, in bounded memory, and check its hash on the way.
+
+        On any error `file` may hold a beginning of the object: the caller discards it.
+
+        Raises:
+            NotFound: no such object.
+            CorruptCopy: the bytes read are not the bytes that `put_new` was given.
+        """
+
+    def stat(self, key: str) -> ObjectStat:
+        """Describe one object.
+
+        Raises:
+            NotFound: no such object.
+        """
+
+    def list(self, prefix: str = "") -> Iterator[ObjectStat]:
+        """Yield every object whose key begins with `prefix`, ordered by key.
+
+        Objects written or deleted meanwhile may or may not appear. A store without objects yields nothing.
+        """
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; a key that does not exist is not an error, so it may be called twice.
+
+        Not atomic: when it raises, some of the keys may be gone already. Only `ops/sweep.py` calls this.
+        """
+
+    def drop_unfinished(self, older_than: datetime) -> int:
+        """Drop what crashed writers left behind that `list` does not show; say how many.
+
+        May be called at any time and twice; `older_than` must be older than any upload still running.
+        """
