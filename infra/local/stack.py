@@ -12,17 +12,20 @@ from pathlib import Path
 from types import TracebackType
 
 from infra.local.errors import StackError, read_log_tail
+from infra.local.mongo import Mongo
 from infra.local.postgres import Postgres
 from infra.local.processes import (
     POLL_SECONDS,
     Command,
     Process,
     find_descendants,
+    inherited_environment,
     is_running,
     spawn,
     stop,
     wait_ended,
 )
+from infra.local.redis_cluster import RedisCluster
 from infra.local.s3 import BUCKETS, REGION, S3
 from infra.local.service import Service
 from infra.local.state import State, is_port_free, write_private
@@ -30,8 +33,21 @@ from tiering.settings import Settings
 
 START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 20.0
-SERVICES = ("postgres", "s3")
+SERVICES = ("postgres", "redis", "mongo", "s3")
+# A service is the user's own, and not started here, when the environment says where it is.
+GIVEN_BY = {
+    "postgres": ("TIERING_HOT_PG_URL", "TIERING_WARM_PG_URL"),
+    "redis": ("TIERING_REDIS_URL",),
+    "mongo": ("TIERING_HOT_MONGO_URL", "TIERING_WARM_MONGO_URL"),
+    "s3": ("TIERING_S3_URL",),
+}
 Report = Callable[[str, str], None]
+
+
+def find_given_services() -> set[str]:
+    """Return the services that the user brings, by environment variables that hold their URLs."""
+    present = inherited_environment().keys()
+    return {service for service, variables in GIVEN_BY.items() if present & set(variables)}
 
 
 def _say_nothing(service: str, news: str) -> None:
@@ -56,7 +72,9 @@ class Stack:
         self._report = report
         self.postgres = Postgres(self.state)
         self.s3 = S3(self.state)
-        every: tuple[Service, ...] = (self.postgres, self.s3)
+        self.redis = RedisCluster(self.state)
+        self.mongo = Mongo(self.state)
+        every: tuple[Service, ...] = (self.postgres, self.redis, self.mongo, self.s3)
         self._services = {service.name: service for service in every if service.name in services}
 
     def __enter__(self) -> Stack:
@@ -89,6 +107,10 @@ class Stack:
         recorded = self.state.processes()
         alive = {name: process if is_running(process) else None for name, process in recorded.items()}
         return dict.fromkeys(sorted(names)) | dict(sorted(alive.items()))
+
+    def port(self, server: str) -> int:
+        """Return the port a server (a name from `status`) listens on."""
+        return self.state.port({"s3": "s3.s3"}.get(server, server))
 
     def pids(self, service: str) -> list[int]:
         """Return the pids of a service's (or one server's) living processes."""
@@ -123,17 +145,15 @@ class Stack:
         """
         return Settings(_env_file=None, **{name.lower(): value for name, value in self._values(two_databases).items()})  # type: ignore[arg-type]
 
-    def write_env(self, file: Path, leave_out: Collection[str] = ()) -> None:
-        """Write the settings as TIERING_* lines, readable by the owner only; other lines of the file stay.
+    def write_env(self, file: Path) -> None:
+        """Write the settings (of the services of this object) as TIERING_* lines, readable by the owner only.
 
-        Args:
-            file: usually `.env`.
-            leave_out: variables that the environment sets already.
+        Other lines of the file stay.
         """
         ours = {f"TIERING_{name}": value for name, value in self._values(two_databases=False).items()}
         kept = file.read_text().splitlines() if file.exists() else []
         kept = [line for line in kept if line.partition("=")[0].strip() not in ours]
-        lines = [*kept, *(f"{name}={value}" for name, value in ours.items() if name not in leave_out)]
+        lines = [*kept, *(f"{name}={value}" for name, value in ours.items())]
         write_private(file, "\n".join(lines) + "\n")
 
     def _values(self, two_databases: bool) -> dict[str, str]:
@@ -141,6 +161,11 @@ class Stack:
         if "postgres" in self._services:
             values["HOT_PG_URL"] = self.postgres.url("trading")
             values["WARM_PG_URL"] = self.postgres.url("trading_warm" if two_databases else "trading")
+        if "redis" in self._services:
+            values["REDIS_URL"] = self.redis.url
+        if "mongo" in self._services:
+            values["HOT_MONGO_URL"] = self.mongo.url("trading")
+            values["WARM_MONGO_URL"] = self.mongo.url("trading_warm" if two_databases else "trading")
         if "s3" in self._services:
             access_key, secret_key = self.s3.credentials
             values |= {"S3_URL": self.s3.url, "S3_ACCESS_KEY": access_key, "S3_SECRET_KEY": secret_key}

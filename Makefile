@@ -1,0 +1,71 @@
+# Every target makes the virtual environment by itself: needs Python 3.11 or 3.12, nothing else. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo up down status test check format bench faults clean
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+PY := $(VENV)/bin/python
+EXTRAS := embedded,demo,test,bench
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_ROOT_USER_ACTION := ignore
+# Kills, seeds and the like for `make faults`; empty: what tests/faults calls the whole campaign.
+N ?=
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@python=$$(command -v python3.11 || command -v python3.12 || command -v python3) \
+	  || { echo "make: no python3 found; install Python 3.11" >&2; exit 1; }
+	began=$$SECONDS
+	if command -v uv >/dev/null; then
+	  echo "== installing into $(VENV) with uv"
+	  [ -x $(PY) ] || uv venv --quiet --python "$$python" $(VENV)
+	  uv pip install --quiet --python $(PY) -c constraints.txt -e '.[$(EXTRAS)]'
+	else
+	  echo "== installing into $(VENV) with pip (two minutes or so, once)"
+	  [ -x $(PY) ] || "$$python" -m venv $(VENV) \
+	    || { rm -rf $(VENV); echo "make: $$python cannot make environments; install its venv package" >&2; exit 1; }
+	  $(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	fi
+	echo "== installed in $$((SECONDS - began)) s"
+	touch $@
+
+.ONESHELL:
+
+demo: $(STAMP) ## everything, once, on seeded and real data; prints a report and stops
+	@$(PY) -m deployments.demo
+
+up: $(STAMP) ## databases, Prefect server, pool, worker, deployments; they stay up
+	@$(PY) -m deployments.bringup up
+
+down: $(STAMP) ## stop what `make up` started; data stays in .stack/
+	@$(PY) -m deployments.bringup down
+
+status: $(STAMP) ## what is running
+	@$(PY) -m deployments.bringup status
+
+check: $(STAMP) ## format, lint, types, tidiness, the pure tests: seconds
+	@echo "== ruff format"; $(PY) -m ruff format --check --quiet .
+	echo "== ruff"; $(PY) -m ruff check --quiet .
+	echo "== mypy"; $(PY) -m mypy
+	echo "== tidy and plan"; $(PY) -m pytest -q tests/test_tidy.py tests/plan
+
+format: $(STAMP) ## put the code into shape
+	@$(PY) -m ruff check --quiet --fix . || true
+	$(PY) -m ruff format --quiet .
+
+test: $(STAMP) ## all tests, on real servers, with a sample of the fault campaigns
+	@$(PY) -m pytest -q --durations=10
+
+bench: $(STAMP) ## measure ourselves beside our peers; writes build/bench.json
+	@$(PY) -m tests.bench
+
+faults: $(STAMP) ## all fault campaigns (N=… kills); writes build/faults.json
+	@$(PY) -m tests.faults $(if $(N),--kills $(N))
+
+clean: down ## stop, and delete environment and data
+	@rm -rf $(VENV) .stack build .env
