@@ -88,7 +88,7 @@ def write_object(work: Work, relation: sql.Composable, columns: tuple[Column, ..
         finally:
             connection.close()
         key = lake_key(unit, dataset.unit, written.sha256)
-        location = stores.objects.location(key)
+        location = stores.location(key)
         work = work.at(work.advance_alone(State.SEALED, target=location))
         file.seek(0)
         try:
@@ -165,7 +165,7 @@ def fetched(stores: Stores, record: UnitRecord) -> Iterator[IO[bytes]]:
         CorruptCopy: the bytes are not those whose hash the ledger keeps.
     """
     with tempfile.TemporaryFile(dir=stores.scratch_dir) as file:
-        stores.objects.fetch(stores.objects.key(record.location), file)
+        stores.objects.fetch(stores.key(record.location), file)
         file.seek(0)
         digest: Any = hashlib.file_digest(file, "sha256")
         if record.sha256 and digest.hexdigest() != record.sha256:

@@ -71,7 +71,7 @@ def prepare_units(stores: Stores, dataset: Dataset, now: datetime) -> list[Unit]
     """
     gone = {record.unit.begin for record in stores.ledger.units(dataset.name)}
     with stores.hot.transaction("survey", dataset.name) as connection:
-        waiting = tables.late_counts(connection, dataset)
+        waiting = late_units(connection, dataset)
         taken = {p.begin for p in tables.partitions(connection, tables.sealed_parent(dataset.name))}
         taken |= {p.begin for p in tables.partitions(connection, tables.hot_parent(dataset.name))}
     wanted = {}
@@ -86,6 +86,15 @@ def prepare_units(stores: Stores, dataset: Dataset, now: datetime) -> list[Unit]
         _create_unit(stores, dataset, unit)
     adopted = {unit.begin for unit, _ in waiting}
     return [unit for unit in created if unit.begin in adopted]
+
+
+def late_units(connection: Connection, dataset: Dataset) -> list[tuple[Unit, int]]:
+    """Count the rows of the late partition by the unit they belong to, oldest first."""
+    counts: dict[tuple[datetime, datetime], int] = {}
+    for instant, count in tables.late_counts(connection, dataset):
+        bounds = unit_of(instant, dataset.unit)
+        counts[bounds] = counts.get(bounds, 0) + count
+    return [(Unit(dataset.name, begin, end), count) for (begin, end), count in sorted(counts.items())]
 
 
 def create_units(stores: Stores, dataset: Dataset, begins: Sequence[tuple[datetime, datetime]]) -> None:

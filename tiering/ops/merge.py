@@ -9,11 +9,11 @@ from __future__ import annotations
 from psycopg2 import sql
 
 from tiering import errors
-from tiering.model import Column, State, Tier, Unit
+from tiering.model import Column, Fingerprint, State, Tier
 from tiering.ops import export, handover
 from tiering.ops.work import Connection, Work, demand_equal, fingerprint_of
 from tiering.stores import parquet, pgcopy, tables
-from tiering.stores.ledger import MoveRecord, UnitRecord
+from tiering.stores.ledger import MoveRecord, UnitRecord, fingerprint_to_json
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch_one, identifier, names
 
 
@@ -66,9 +66,10 @@ def verify(work: Work) -> MoveRecord:
     old, columns, subject = _old_copy(work), work.columns(), str(work.unit)
     stage, late = work.record.details["stage"], work.record.details["late"]
     source = fingerprint_of(work.stores.hot, identifier(work.record.source), work.dataset, columns, subject)
+    details = {}
     if old.tier is Tier.COLD:
         before = None  # the old file's fingerprint was compared when it was loaded
-        export.verify_object(work, identifier(stage), columns)
+        details["fingerprint"] = fingerprint_to_json(export.verify_object(work, identifier(stage), columns))
     else:
         with work.stores.warm.transaction("verify", subject) as connection:
             relation = work.stores.warm_tables.relation(connection, work.dataset, old, columns)
@@ -78,7 +79,7 @@ def verify(work: Work) -> MoveRecord:
     if before is not None:
         kept = _print(work, work.stores.warm, _against(identifier(stage), late, work, columns, keep=False), columns)
         demand_equal(f"{subject} (older rows)", before, kept)
-    return work.advance_alone(State.VERIFIED)
+    return work.advance_alone(State.VERIFIED, details=details)
 
 
 def commit(work: Work) -> MoveRecord:
@@ -183,10 +184,6 @@ def _against(
     )
 
 
-def _print(work: Work, database: Postgres, relation: sql.Composable, columns: tuple[Column, ...]):  # type: ignore[no-untyped-def]
+def _print(work: Work, database: Postgres, relation: sql.Composable, columns: tuple[Column, ...]) -> Fingerprint:
     return fingerprint_of(database, relation, work.dataset, columns, str(work.unit))
 
-
-def next_generation(unit: Unit) -> Unit:
-    """Return the unit one generation on."""
-    return Unit(unit.dataset, unit.begin, unit.end, unit.generation + 1)

@@ -334,6 +334,14 @@ class Ledger:
             ),
         )
 
+    def knows(self, dataset: str) -> bool:
+        """Tell whether any unit or move of a dataset was ever recorded."""
+        with self.database.transaction("look for", dataset) as connection:
+            row = fetch_one(
+                connection, "SELECT EXISTS (SELECT 1 FROM tiering.move WHERE dataset = %s)", (dataset,)
+            )
+        return bool(row and row[0])
+
     # -- trash, holds, audit -------------------------------------------------------------------------------
 
     def put_trash(

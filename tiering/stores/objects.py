@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
 from tiering.errors import AlreadyExists, CorruptCopy, NotFound, StoreUnavailable
@@ -149,9 +150,8 @@ class S3Objects:
         while batch := [{"Key": key} for key in itertools.islice(rest, _DELETE_BATCH)]:
             with mapped("delete", self.location(batch[0]["Key"])):
                 answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True})
-            for failure in answer.get("Errors", ()):
-                cause = f"{failure.get('Code')}: {failure.get('Message')}"
-                raise StoreUnavailable("delete", self.location(failure.get("Key", "")), cause, "It is tried again.")
+                for failure in answer.get("Errors", ()):
+                    raise ClientError({"Error": failure}, "DeleteObjects")
 
     def drop_unfinished(self, older_than: datetime) -> int:
         """See `ObjectStore.drop_unfinished`: abort the multipart uploads that nobody completed."""
@@ -307,6 +307,9 @@ def _make_client(endpoint_url: str, access_key: SecretStr, secret_key: SecretStr
                 read_timeout=30,
                 retries={"mode": "standard", "total_max_attempts": 3},
                 max_pool_connections=32,
+                # We give and check SHA-256 ourselves; botocore's own CRC would be a second pass over every byte.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
                 s3={"addressing_style": "path"},
             ),
         )

@@ -16,6 +16,8 @@ from tiering.errors import TieringError
 _FULL_WORDS = ("no writable volumes", "no space left", "no free volumes", "not enough space", "disk full")
 
 _BY_CODE: dict[str, type[TieringError]] = {
+    "AccessDenied": errors.AccessDenied,
+    "InternalError": errors.StoreUnavailable,
     "PreconditionFailed": errors.AlreadyExists,
     "InvalidRange": errors.NotFound,
     # S3's answer to two writers of one new key at once: it asks the loser to come again.

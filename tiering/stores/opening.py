@@ -28,8 +28,17 @@ class Stores:
     ledger: Ledger
     lake: IcebergLake
     objects: ObjectStore
+    lake_bucket: str
     is_one_database: bool
     scratch_dir: Path | None
+
+    def location(self, key: str) -> str:
+        """Return the full name of a lake object, as the ledger and Iceberg write it."""
+        return f"s3://{self.lake_bucket}/{key}"
+
+    def key(self, location: str) -> str:
+        """Return the key of a lake object from its full name."""
+        return location.removeprefix(f"s3://{self.lake_bucket}/")
 
 
 @contextmanager
@@ -57,6 +66,7 @@ def open_stores(settings: Settings, policies: Policies) -> Iterator[Stores]:
             ledger=Ledger(warm),
             lake=lake,
             objects=objects,
+            lake_bucket=settings.lake_bucket,
             is_one_database=settings.is_one_database,
             scratch_dir=settings.scratch_dir,
         )

@@ -247,10 +247,10 @@ def partition_column(connection: Connection, table: str) -> str | None:
     return str(row[0]) if row else None
 
 
-def late_counts(connection: Connection, dataset: Dataset) -> list[tuple[Unit, int]]:
-    """Count the rows of the late partition by the unit they belong to, oldest first.
+def late_counts(connection: Connection, dataset: Dataset) -> list[tuple[datetime, int]]:
+    """Count the rows of the late partition by hour or day, oldest first.
 
-    Rows outside the calendar (±infinity, BC, year 10000 on) belong to no unit and stay where they are:
+    Rows outside the calendar (±infinity, BC, year 9999 on) belong to no unit and stay where they are:
     they never age, and every query sees them.
     """
     step = "hour" if dataset.unit.hours else "day"
@@ -265,11 +265,7 @@ def late_counts(connection: Connection, dataset: Dataset) -> list[tuple[Unit, in
             late=identifier(late_partition(dataset.name)),
         ),
     )
-    counts: dict[tuple[datetime, datetime], int] = {}
-    for instant, count in rows:
-        bounds = unit_of(instant, dataset.unit)
-        counts[bounds] = counts.get(bounds, 0) + count
-    return [(Unit(dataset.name, begin, end), count) for (begin, end), count in sorted(counts.items())]
+    return [(instant, count) for instant, count in rows]
 
 
 def newest_row(connection: Connection, dataset: Dataset) -> datetime | None:

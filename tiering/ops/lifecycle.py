@@ -1,0 +1,310 @@
+"""Move units: survey where everything is, record the moves that are due, and carry each through its states.
+
+`seal → check → copy → verify → commit`: every step leases the move, does its effect, and advances the ledger;
+a step that finds its state already reached returns at once, so any step can be run again after a crash at any
+point, by anybody. Does not: destroy anything (sweep.py); know Prefect.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from datetime import datetime
+from types import ModuleType
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from tiering import errors
+from tiering.model import Dataset, Plan, Receipt, Residence, State, Tier, Transition, Unit
+from tiering.ops import expire, export, handover, merge, pack
+from tiering.ops.checkpoints import CheckpointReport, run_checkpoint
+from tiering.ops.install import late_units
+from tiering.ops.work import Work
+from tiering.plan.lifecycle import plan_moves
+from tiering.stores import tables
+from tiering.stores.ledger import OPEN_STATES, MoveRecord, audit
+from tiering.stores.opening import Stores
+from tiering.stores.postgres import Connection, identifier
+
+log = logging.getLogger(__name__)
+
+STEPS: dict[Transition, ModuleType] = {
+    Transition.HOT_TO_WARM: handover,
+    Transition.MERGE: merge,
+    Transition.COMPRESS: pack,
+    Transition.WARM_TO_COLD: export,
+    Transition.EXPIRE: expire,
+}
+ORDER = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED, State.COMMITTED)
+CHECKED = (Transition.HOT_TO_WARM, Transition.MERGE, Transition.WARM_TO_COLD)
+"""Transitions whose rows are judged for quality at SEALED; the others do not bring rows to a new place."""
+
+LOCK_ATTEMPTS = 8
+
+
+def dataset_named(stores: Stores, name: str) -> Dataset:
+    """Find a dataset that moves by age, or say which there are."""
+    dataset = stores.policies.dataset(name)
+    if dataset is None:
+        known = ", ".join(d.name for d in stores.policies.datasets)
+        raise errors.NotFound("find dataset", name, "not in the policy file", f"Known datasets: {known}.")
+    return dataset
+
+
+def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime | None]:
+    """Find where every unit of a dataset is now, and the time of its newest row. Reads only.
+
+    Hot first, ledger second: a unit handed over in between is found at its new place, and never missed.
+    """
+    with stores.hot.transaction("survey", dataset.name, read_only=True) as connection:
+        hot = _hot_units(connection, dataset)
+        late = {unit.begin: count for unit, count in late_units(connection, dataset)}
+        newest = tables.newest_row(connection, dataset)
+    records = stores.ledger.units(dataset.name)
+    moves = {move.unit.begin: move for move in stores.ledger.moves(dataset.name, OPEN_STATES)}
+    holds = {hold.begin: hold.reason for hold in stores.ledger.holds(dataset.name)}
+    found = {r.unit.begin: r for r in hot}
+    for record in records:
+        found[record.unit.begin] = Residence(
+            unit=record.unit,
+            tier=record.tier,
+            location=record.location,
+            is_compressed=record.is_compressed,
+            row_count=record.row_count,
+            size_bytes=record.size_bytes,
+        )
+    residences = []
+    for begin, residence in sorted(found.items()):
+        move = moves.get(begin)
+        residences.append(
+            replace(
+                residence,
+                late_count=0 if residence.tier is Tier.HOT else late.get(begin, 0),
+                move_state=move.state if move else None,
+                move_transition=move.transition if move else None,
+                quarantine=move.problem if move and move.state is State.QUARANTINED else "",
+                hold=holds.get(begin) or holds.get(None) or "",
+            )
+        )
+    if newest is None and records:
+        newest = max(record.unit.end for record in records)
+    return [_with_open_merge(r, moves.get(r.unit.begin)) for r in residences], newest
+
+
+def _with_open_merge(residence: Residence, move: MoveRecord | None) -> Residence:
+    # The late rows of an open merge are sealed already: count it as late, so that the merge is carried on.
+    if move and move.transition is Transition.MERGE and move.state is not State.QUARANTINED:
+        return replace(residence, late_count=max(residence.late_count, 1))
+    return residence
+
+
+def _hot_units(connection: Connection, dataset: Dataset) -> list[Residence]:
+    """List attached and sealed hot partitions that hold rows; an empty one is no unit yet."""
+    found = []
+    for parent in (tables.hot_parent(dataset.name), tables.sealed_parent(dataset.name)):
+        for part in tables.partitions(connection, parent):
+            if part.begin is None or part.end is None or not tables.has_rows(connection, part.name):
+                continue
+            unit = Unit(dataset.name, part.begin, part.end)
+            found.append(
+                Residence(unit, Tier.HOT, part.name, row_count=part.row_estimate, size_bytes=part.size_bytes)
+            )
+    return found
+
+
+def plan_dataset(
+    stores: Stores, dataset: Dataset, now: datetime, transitions: Collection[Transition] | None = None
+) -> Plan:
+    """Plan a dataset's moves at `now`; only the given transitions if any are given. Writes nothing."""
+    residences, newest = survey(stores, dataset)
+    plan = plan_moves(dataset, residences, newest, now)
+    if transitions is None:
+        return plan
+    return replace(plan, moves=tuple(move for move in plan.moves if move.transition in transitions))
+
+
+def begin_moves(stores: Stores, plan: Plan) -> list[int]:
+    """Record a plan's moves in the ledger and return their ids. Run twice, the second run gets the same ids."""
+    return stores.ledger.open_moves(plan, stores.policies.version)
+
+
+def seal(stores: Stores, move_id: int, now: datetime, owner: str) -> MoveRecord:
+    """Close the unit to writers; late rows go to the late partition from here on."""
+    return _step(stores, move_id, State.SEALED, now, owner)
+
+
+def copy(stores: Stores, move_id: int, now: datetime, owner: str) -> MoveRecord:
+    """Make the copy. Refused while the checkpoint at SEALED has not passed."""
+    return _step(stores, move_id, State.COPIED, now, owner)
+
+
+def verify(stores: Stores, move_id: int, now: datetime, owner: str) -> MoveRecord:
+    """Prove the copy equal to its source."""
+    return _step(stores, move_id, State.VERIFIED, now, owner)
+
+
+def commit(stores: Stores, move_id: int, now: datetime, owner: str) -> MoveRecord:
+    """Make the copy the only one that counts, in one transaction."""
+    return _step(stores, move_id, State.COMMITTED, now, owner)
+
+
+def check(stores: Stores, move_id: int, now: datetime, owner: str) -> tuple[MoveRecord, CheckpointReport | None]:
+    """Judge a sealed unit's quality; a unit that fails is quarantined, with the failing expectation.
+
+    Returns:
+        The move, and the report, None where nothing had to be checked (again).
+    """
+    with stores.ledger.lease(move_id, owner) as record:
+        if record.state is not State.SEALED or record.transition not in CHECKED or record.details.get("checked"):
+            return record, None
+        dataset = dataset_named(stores, record.unit.dataset)
+        work = Work(stores, dataset, record, now, owner)
+        began = time.perf_counter()
+        report = _run_check(work)
+        took = time.perf_counter() - began
+        if report.passed or record.forced_because:
+            record = work.advance_alone(
+                State.SEALED,
+                checkpoints_passed=int(report.passed),
+                row_count=report.row_count,
+                details={"checked": True},
+            )
+        else:
+            record = _quarantine(work, report)
+        stores.ledger.note_seconds(record, "check", took)
+        return record, report
+
+
+def _run_check(work: Work) -> CheckpointReport:
+    columns, record = work.columns(), work.record
+    if record.transition is Transition.WARM_TO_COLD:
+        database, relation = work.stores.warm, export.warm_relation(work, columns)
+    else:
+        database, relation = work.stores.hot, identifier(record.source)
+    before = _row_count_before(work)
+    with database.transaction("check", str(record.unit), read_only=True) as connection:
+        is_unique = tables.unique_key_covers(connection, record.source, work.dataset.key)
+        return run_checkpoint(
+            connection, relation, work.dataset, record.unit, columns, before, is_unique, "sealed"
+        )
+
+
+def _row_count_before(work: Work) -> int | None:
+    """Return the rows of the unit just before this one, if it has moved already and this is no late generation."""
+    if work.record.transition is not Transition.HOT_TO_WARM:
+        return None
+    older = [u for u in work.stores.ledger.units(work.dataset.name) if u.unit.end == work.unit.begin]
+    return older[0].row_count if older and older[0].tier is not Tier.EXPIRED else None
+
+
+def _quarantine(work: Work, report: CheckpointReport) -> MoveRecord:
+    problem = "; ".join(f"{failure.expectation}: {failure.observed}" for failure in report.failures) or "failed"
+    with work.stores.warm.transaction("quarantine", str(work.record)) as connection:
+        work.audit(connection, "quarantine", problem=problem)
+        record = work.advance(
+            connection, State.QUARANTINED, problem=problem[:2000], details={"quarantined_at": str(work.record.state)}
+        )
+    log.warning("quarantined move=%s problem=%s", record, problem)
+    return record
+
+
+def _step(stores: Stores, move_id: int, state: State, now: datetime, owner: str) -> MoveRecord:
+    with stores.ledger.lease(move_id, owner) as record:
+        if record.state is State.QUARANTINED or record.has_reached(state):
+            if state is State.COMMITTED and record.state is State.COMMITTED and record.transition in SETTLED:
+                handover.settle(Work(stores, dataset_named(stores, record.unit.dataset), record, now, owner))
+            return record
+        previous = ORDER[ORDER.index(state) - 1]
+        if record.state is not previous:
+            raise errors.PermanentError(
+                state.lower(), str(record), f"the move is {record.state}, not {previous}", "Run the steps in order."
+            )
+        if state is State.COPIED and record.transition in CHECKED and not record.details.get("checked"):
+            raise errors.PermanentError("copy", str(record), "not checked yet", "Run the checkpoint first.")
+        work = Work(stores, dataset_named(stores, record.unit.dataset), record, now, owner)
+        began = time.perf_counter()
+        done = _with_patience(lambda: _FUNCTIONS[state](STEPS[record.transition])(work))
+        took = time.perf_counter() - began
+        stores.ledger.note_seconds(done, _STAGE[state], took)
+        log.info("%s move=%s rows=%d bytes=%d seconds=%.3f", state, done, done.row_count, done.bytes_after, took)
+        return done
+
+
+SETTLED = (Transition.HOT_TO_WARM, Transition.MERGE)
+"""Transitions that, with two databases, retire the hot copy in a transaction after the commit."""
+
+_STAGE = {State.SEALED: "seal", State.COPIED: "copy", State.VERIFIED: "verify", State.COMMITTED: "commit"}
+_FUNCTIONS: dict[State, Callable[[ModuleType], Callable[[Work], MoveRecord]]] = {
+    State.SEALED: lambda module: module.seal,
+    State.COPIED: lambda module: module.copy,
+    State.VERIFIED: lambda module: module.verify,
+    State.COMMITTED: lambda module: module.commit,
+}
+
+
+def _with_patience(step: Callable[[], MoveRecord]) -> MoveRecord:
+    """Try a step again when a lock or the Iceberg pointer was taken: milliseconds here, minutes in Prefect.
+
+    Why jitter: two movers that met once must not meet at the same instant again.
+    """
+    attempts = Retrying(
+        retry=retry_if_exception_type(errors.CommitConflict),
+        wait=wait_random_exponential(multiplier=0.05, max=1.0),
+        stop=stop_after_attempt(LOCK_ATTEMPTS),
+        reraise=True,
+    )
+    return attempts(step)
+
+
+def finish_open(stores: Stores, dataset: Dataset, now: datetime, owner: str) -> int:
+    """Settle committed moves whose hot copy is still attached (a crash between two databases); return how many."""
+    if stores.is_one_database:
+        return 0
+    settled = 0
+    for record in stores.ledger.moves(dataset.name, [State.COMMITTED]):
+        if record.transition in SETTLED:
+            handover.settle(Work(stores, dataset, record, now, owner))
+            settled += 1
+    return settled
+
+
+def run_move(stores: Stores, move_id: int, now: datetime, owner: str) -> Receipt:
+    """Carry one move through all its steps in this process. Flows run the steps as tasks of their own."""
+    seal(stores, move_id, now, owner)
+    check(stores, move_id, now, owner)
+    record = copy(stores, move_id, now, owner)
+    if record.state is not State.QUARANTINED:
+        verify(stores, move_id, now, owner)
+        commit(stores, move_id, now, owner)
+    return receipt(stores, move_id)
+
+
+def receipt(stores: Stores, move_id: int) -> Receipt:
+    """Say what a move did, or how far it came."""
+    record = stores.ledger.move(move_id)
+    return Receipt(
+        unit=record.unit,
+        transition=record.transition,
+        state=record.state,
+        row_count=record.row_count,
+        bytes_before=record.bytes_before,
+        bytes_after=record.bytes_after,
+        seconds=round(sum(record.stage_seconds.values()), 3),
+        checkpoints_passed=record.checkpoints_passed,
+        problem=record.problem,
+        stage_seconds=tuple(sorted(record.stage_seconds.items())),
+    )
+
+
+def release(stores: Stores, unit: Unit, actor: str, force_reason: str = "") -> MoveRecord:
+    """Let a quarantined unit's move go on: its checkpoint is tried again, or overruled for a stated reason."""
+    return stores.ledger.release(unit.name, unit.dataset, unit.begin, actor, force_reason)
+
+
+def note_failure(stores: Stores, record: MoveRecord, error: errors.TieringError, actor: str) -> None:
+    """Leave an audit row about a verification that failed: the move stays where it is, with every copy."""
+    with stores.warm.transaction("note", str(record)) as connection:
+        audit(connection, actor, "verification-failed", record.unit.dataset, record.unit.begin, {"error": str(error)})
+

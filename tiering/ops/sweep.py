@@ -1,0 +1,163 @@
+"""The only module that destroys data: superseded copies after the undo window, leftovers of crashed runs.
+
+Nothing is destroyed because it looks unused. A copy goes when the ledger says it was superseded, the window
+is over, and no unit, open move or live Iceberg snapshot names it; a leftover goes when none of these ever
+named it and it is older than the grace period by the run's clock and by the server's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from tiering.model import Dataset
+from tiering.plan.spans import subtract
+from tiering.stores import tables
+from tiering.stores.ledger import OPEN_STATES, TrashRecord, audit
+from tiering.stores.opening import Stores
+from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch, fetch_one
+
+log = logging.getLogger(__name__)
+
+STAGE_KINDS = ("rows", "late", "packed")
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """One thing destroyed (or that would be, in a dry run), and why."""
+
+    store: str
+    location: str
+    size_bytes: int
+    reason: str
+
+
+def sweep(stores: Stores, now: datetime, actor: str, *, dry_run: bool = False) -> list[Swept]:
+    """Destroy what nobody can need any more. May be called again and by two runs at once.
+
+    Args:
+        now: the run's instant; the undo window and the grace period count back from it.
+        actor: for the audit trail.
+        dry_run: list only.
+
+    Returns:
+        What was destroyed, or would be.
+    """
+    swept = []
+    for dataset in stores.policies.datasets:
+        if dataset.state == "moves" and stores.ledger.knows(dataset.name):
+            swept += _sweep_dataset(stores, dataset, now, actor, dry_run)
+    swept += _sweep_stage(stores, dry_run)
+    if not dry_run:
+        _close_moves(stores)
+    return swept
+
+
+def _sweep_dataset(stores: Stores, dataset: Dataset, now: datetime, actor: str, dry_run: bool) -> list[Swept]:
+    over = stores.ledger.trash(dataset.name, before=subtract(now, stores.policies.undo_window))
+    swept = []
+    for item in over:
+        if item.store in ("hot", "warm"):
+            swept += _drop_trash(stores, item, actor, dry_run)
+    if stores.lake.exists(dataset.name):
+        swept += _sweep_lake(stores, dataset, over, now, actor, dry_run)
+    return swept
+
+
+def _drop_trash(stores: Stores, item: TrashRecord, actor: str, dry_run: bool) -> list[Swept]:
+    database = stores.hot if item.store == "hot" else stores.warm
+    if not dry_run:
+        with database.transaction("sweep", item.location, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+            tables.drop(connection, item.location)
+        _reclaim(stores, [item], actor)
+    return [Swept(item.store, item.location, item.size_bytes, "undo window over")]
+
+
+def _sweep_lake(
+    stores: Stores, dataset: Dataset, over: Iterable[TrashRecord], now: datetime, actor: str, dry_run: bool
+) -> list[Swept]:
+    if not dry_run:
+        stores.lake.expire_snapshots(dataset.name, older_than=subtract(now, stores.policies.grace))
+    # Order matters: list first, read the references after. What is published in between is then seen.
+    listed = list(stores.objects.list(f"lake/{dataset.name}/"))
+    metadata = list(stores.objects.list(stores.lake.metadata_prefix(dataset.name)))
+    named = _named(stores, dataset)
+    superseded = [t for t in over if t.store == "lake" and t.location not in named]
+    old = min(subtract(now, stores.policies.grace), subtract(_server_time(stores.warm), stores.policies.grace))
+    waiting = {t.location for t in stores.ledger.trash(dataset.name)}
+    leftovers = [
+        o
+        for o in [*listed, *metadata]
+        if o.modified_at < old and stores.location(o.key) not in named | waiting
+    ]
+    if not dry_run:
+        stores.objects.delete([stores.key(t.location) for t in superseded] + [o.key for o in leftovers])
+        _reclaim(stores, superseded, actor)
+    return [Swept("lake", t.location, t.size_bytes, "grace period over") for t in superseded] + [
+        Swept("lake", stores.location(o.key), o.size, "left by a crashed run") for o in leftovers
+    ]
+
+
+def _named(stores: Stores, dataset: Dataset) -> set[str]:
+    """List every object that a unit, an open move or a live snapshot names."""
+    units = {record.location for record in stores.ledger.units(dataset.name)}
+    moves = {move.target for move in stores.ledger.moves(dataset.name, OPEN_STATES)}
+    return units | moves | set(stores.lake.snapshot_files(dataset.name))
+
+
+def _sweep_stage(stores: Stores, dry_run: bool) -> list[Swept]:
+    """Drop stage tables that no open move can use."""
+    swept = []
+    for database in {stores.warm, stores.hot}:
+        with database.transaction("list", "stage tables") as connection:
+            staged = fetch(
+                connection,
+                """SELECT n.nspname || '.' || c.relname, pg_total_relation_size(c.oid) FROM pg_class c
+                   JOIN pg_namespace n ON n.oid = c.relnamespace
+                   WHERE n.nspname = 'tiering_stage' AND c.relkind IN ('r', 'p')""",
+            )
+        in_use = {
+            tables.stage_table(move.unit, kind)
+            for dataset in stores.policies.datasets
+            for move in stores.ledger.moves(dataset.name, OPEN_STATES)
+            for kind in STAGE_KINDS
+        }
+        for name, size in staged:
+            if name not in in_use:
+                if not dry_run:
+                    with database.transaction("sweep", name, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+                        tables.drop(connection, name)
+                swept.append(Swept(database.name, name, size, "left by a crashed run"))
+    return swept
+
+
+def _reclaim(stores: Stores, items: Iterable[TrashRecord], actor: str) -> None:
+    for item in items:
+        with stores.warm.transaction("reclaim", item.location) as connection:
+            execute(
+                connection, "UPDATE tiering.trash SET reclaimed_at = clock_timestamp() WHERE trash_id = %s", (item.trash_id,)
+            )
+            details = {"store": item.store, "location": item.location, "bytes": item.size_bytes}
+            audit(connection, actor, "reclaim", item.dataset, item.begin, details)
+        log.info("reclaimed location=%s bytes=%d", item.location, item.size_bytes)
+
+
+def _close_moves(stores: Stores) -> None:
+    """Advance moves whose every superseded copy is gone to RECLAIMED."""
+    with stores.warm.transaction("close", "moves") as connection:
+        execute(
+            connection,
+            """UPDATE tiering.move m SET state = 'RECLAIMED', changed_at = clock_timestamp()
+               WHERE state = 'COMMITTED' AND NOT EXISTS
+                 (SELECT 1 FROM tiering.trash t WHERE t.move_id = m.move_id AND t.reclaimed_at IS NULL)""",
+        )
+
+
+def _server_time(database: Postgres) -> datetime:
+    with database.transaction("read the clock of", database.name) as connection:
+        row = fetch_one(connection, "SELECT clock_timestamp()")
+    assert row is not None
+    found: datetime = row[0]
+    return found
