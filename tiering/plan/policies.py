@@ -103,8 +103,7 @@ def _policy(name: str, body: object, at: _At) -> Policy:
 def _ages(body: dict[str, object], at: _At) -> dict[str, Span | None]:
     ages: dict[str, Span | None] = {}
     for stage, value in body.items():
-        # `stage: -` on a line of its own is, to YAML, a list with nothing in it
-        never = value in (None, [None]) or (isinstance(value, str) and value.strip().lower() in NEVER)
+        never = value is None or (isinstance(value, str) and value.strip().lower() in NEVER)
         ages[stage] = None if never else _span(value, at / stage)
         if ages[stage] == Span():
             raise (at / stage).refuse("a stage cannot come at age nothing", "Write – for a stage that never comes.")
@@ -203,7 +202,7 @@ def _mapping(value: object, at: _At, known: Collection[str]) -> dict[str, object
 
 
 def _did_you_mean(value: object, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(str(value), known, n=1)
+    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
 
 
