@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from tiering.errors import AccessDenied, AlreadyExists, CorruptCopy, NotFound, StoreFull, StoreUnavailable
 from tiering.stores.ports import ObjectStat
@@ -30,7 +30,7 @@ class DirectoryObjects:
 
     root: Path
 
-    def put_new(self, key: str, file: BinaryIO, size: int, sha256: str) -> None:
+    def put_new(self, key: str, file: IO[bytes], size: int, sha256: str) -> None:
         """See `ObjectStore.put_new`."""
         target = self._path(key)
         with _mapped("put", str(target)):
@@ -52,7 +52,7 @@ class DirectoryObjects:
         with _mapped("open", str(path)):
             return path.open("rb")
 
-    def fetch(self, key: str, file: BinaryIO) -> None:
+    def fetch(self, key: str, file: IO[bytes]) -> None:
         """See `ObjectStore.fetch`. A folder knows no hash to check against."""
         with _mapped("fetch", str(self._path(key))), self._path(key).open("rb") as source:
             shutil.copyfileobj(source, file, _CHUNK_BYTES)
@@ -100,7 +100,7 @@ class DirectoryObjects:
         return ObjectStat(key, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_ino:x}", modified_at, sha256)
 
     @staticmethod
-    def _write(path: Path, file: BinaryIO) -> None:
+    def _write(path: Path, file: IO[bytes]) -> None:
         file.seek(0)
         with path.open("xb") as target:
             shutil.copyfileobj(file, target, _CHUNK_BYTES)

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from pyarrow.lib import ArrowException
-from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
+from pydantic import SecretStr
+from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.io.pyarrow import parquet_file_to_data_file
 from pyiceberg.manifest import DataFile, ManifestContent
 from pyiceberg.serializers import ToOutputFile
@@ -32,7 +32,7 @@ from pyiceberg.table.update import AddSchemaUpdate, SetCurrentSchemaUpdate, SetP
 from tiering.errors import AlreadyExists, CommitConflict, CorruptCopy, NotFound, SchemaMismatch
 from tiering.model import Column, Span
 from tiering.stores import postgres
-from tiering.stores.lake_catalog import CATALOG, NAMESPACE, StagingCatalog, open_catalog
+from tiering.stores.lake_catalog import CATALOG, NAMESPACE, QuickTransaction, StagingCatalog, open_catalog
 from tiering.stores.lake_schema import evolve_schema, lake_schema, partition_spec, table_properties
 from tiering.stores.objects import S3Objects
 from tiering.stores.postgres import Postgres
@@ -72,9 +72,17 @@ class IcebergLake:
     no lake table.
     """
 
-    def __init__(self, database: Postgres, objects: S3Objects) -> None:
-        self._database = database
-        self._objects = objects
+    def __init__(
+        self,
+        database_url: SecretStr,
+        endpoint_url: str,
+        bucket: str,
+        access_key: SecretStr,
+        secret_key: SecretStr,
+        region: str = "us-east-1",
+    ) -> None:
+        self._database = Postgres(database_url, "lake catalog")
+        self._objects = S3Objects(endpoint_url, bucket, access_key, secret_key, region)
 
     def ensure_table(self, dataset: str, columns: tuple[Column, ...], unit: Span, time_column: str) -> None:
         """Create the dataset's lake table, or bring it up to its columns. Idempotent; two callers may race.
@@ -88,20 +96,22 @@ class IcebergLake:
         except NotFound:
             schema = lake_schema(dataset, columns)
         spec = partition_spec(unit, schema, time_column)
-        location = self._objects.location(f"iceberg/{dataset}")
+        location = self._objects.location(self.metadata_prefix(dataset).rstrip("/"))
         # Not catalog.create_table(): it numbers the fields anew, and our Parquet files carry ours.
-        metadata = TableMetadataV2(
-            location=location,
-            table_uuid=uuid.uuid4(),
-            schemas=[schema],
-            current_schema_id=schema.schema_id,
-            last_column_id=schema.highest_field_id,
-            partition_specs=[spec],
-            default_spec_id=spec.spec_id,
-            last_partition_id=spec.last_assigned_field_id,
-            sort_orders=[UNSORTED_SORT_ORDER],
-            default_sort_order_id=UNSORTED_SORT_ORDER.order_id,
-            properties=table_properties(schema),
+        metadata = TableMetadataV2.model_validate(
+            {
+                "location": location,
+                "table-uuid": uuid.uuid4(),
+                "schemas": [schema],
+                "current-schema-id": schema.schema_id,
+                "last-column-id": schema.highest_field_id,
+                "partition-specs": [spec],
+                "default-spec-id": spec.spec_id,
+                "last-partition-id": spec.last_assigned_field_id,
+                "sort-orders": [UNSORTED_SORT_ORDER],
+                "default-sort-order-id": UNSORTED_SORT_ORDER.order_id,
+                "properties": table_properties(schema),
+            }
         )
         metadata_location = f"{location}/metadata/00000-{uuid.uuid4()}.metadata.json"
         with _mapped("create lake table", dataset):
@@ -125,7 +135,7 @@ class IcebergLake:
             return False
         updates = (
             AddSchemaUpdate(schema=schema),
-            SetCurrentSchemaUpdate(schema_id=-1),
+            SetCurrentSchemaUpdate(),  # the one just added
             SetPropertiesUpdate(updates=table_properties(schema)),
         )
         with _mapped("evolve lake table", dataset):
@@ -165,7 +175,7 @@ class IcebergLake:
         added = [self._describe(table, file, live) for file in {file.location: file for file in add}.values()]
         removed = [_find(dataset, location, live) for location in remove]
         old_location = table.metadata_location
-        with _mapped("stage lake commit", dataset), table.transaction() as transaction:
+        with _mapped("stage lake commit", dataset), QuickTransaction(table) as transaction:
             update = transaction.update_snapshot()
             with update.overwrite() if removed else update.merge_append() as snapshot:
                 for data_file in added:
@@ -211,6 +221,18 @@ class IcebergLake:
         with _mapped("locate lake table", dataset):
             return self._catalog.pointer((NAMESPACE, dataset))
 
+    def metadata_prefix(self, dataset: str) -> str:
+        """Name the keys under which the table's metadata, manifests and their lists are, staged ones too."""
+        return f"iceberg/{dataset}/"
+
+    def exists(self, dataset: str) -> bool:
+        """Say whether the dataset has a lake table."""
+        try:
+            self.metadata_location(dataset)
+        except NotFound:
+            return False
+        return True
+
     def datasets(self) -> tuple[str, ...]:
         """List the datasets that have a lake table."""
         with _mapped("list lake tables", NAMESPACE):
@@ -252,6 +274,12 @@ class IcebergLake:
         self.publish(StagedCommit(dataset, old_location, table.metadata_location))
         return count - len(table.metadata.snapshots)
 
+    def close(self) -> None:
+        """Close idle connections; the object may be used again."""
+        self._database.close()
+        if "_catalog" in self.__dict__:
+            self._catalog.engine.dispose()
+
     @functools.cached_property
     def _catalog(self) -> StagingCatalog:
         """Open the catalog at first use, creating schema, tables and namespace where they are missing."""
@@ -263,10 +291,8 @@ class IcebergLake:
                 connection.commit()
                 postgres.execute(connection, "SELECT pg_advisory_xact_lock(%s)", (_INSTALL_LOCK,))
             catalog = open_catalog(self._database.url, self._objects)
-            try:
+            if not catalog.namespace_exists(NAMESPACE):
                 catalog.create_namespace(NAMESPACE)
-            except NamespaceAlreadyExistsError:
-                return catalog
             return catalog
 
     def _table(self, dataset: str) -> Table:

@@ -1,7 +1,7 @@
 """What a dataset's columns are in Iceberg: types, field ids, partitions, and which changes lose nothing.
 
 Why every field is optional: a value that the typed column cannot hold is null there and text in `_exact`, even
-where PostgreSQL says NOT NULL. Why a uuid is a string: Parquet written by pyarrow, `add_files` and DuckDB agree on it.
+where PostgreSQL says NOT NULL.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pyiceberg.types import (
     StringType,
     TimestampType,
     TimestamptzType,
+    UUIDType,
 )
 
 from tiering.errors import SchemaMismatch
@@ -45,7 +46,7 @@ _TYPES: dict[Kind, IcebergType] = {
     Kind.DATE: DateType(),
     Kind.TIMESTAMP: TimestampType(),
     Kind.TIMESTAMPTZ: TimestamptzType(),
-    Kind.UUID: StringType(),
+    Kind.UUID: UUIDType(),
     Kind.EXACT_TEXT: StringType(),
 }
 

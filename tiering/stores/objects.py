@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import boto3
 from botocore.config import Config
@@ -37,6 +37,8 @@ _PARTS_AT_ONCE = 4
 _READ_AHEAD_BYTES = 1 << 20
 _READ_ATTEMPTS = 3
 _DELETE_BATCH = 1000  # S3's own limit
+
+_Parts = list[dict[str, Any]]
 
 _client_lock = threading.Lock()
 
@@ -85,7 +87,7 @@ class S3Objects:
         except AlreadyExists:
             return
 
-    def put_new(self, key: str, file: BinaryIO, size: int, sha256: str) -> None:
+    def put_new(self, key: str, file: IO[bytes], size: int, sha256: str) -> None:
         """See `ObjectStore.put_new`."""
         file.seek(0)
         if size > WHOLE_BYTES_MAX:
@@ -106,7 +108,7 @@ class S3Objects:
         reader = _RangedReader(self, key, self.stat(key).size)
         return cast(BinaryIO, io.BufferedReader(reader, _READ_AHEAD_BYTES))
 
-    def fetch(self, key: str, file: BinaryIO) -> None:
+    def fetch(self, key: str, file: IO[bytes]) -> None:
         """See `ObjectStore.fetch`. One GET; continued by range when the server breaks it off."""
         digest, done = hashlib.sha256(), 0
         for attempt in itertools.count(1):
@@ -170,7 +172,7 @@ class S3Objects:
         ranged = {} if begin == 0 and length is None else {"Range": f"bytes={begin}-{end}"}
         return self._client.get_object(Bucket=self.bucket, Key=key, **ranged)
 
-    def _put_parts(self, key: str, file: BinaryIO, size: int, sha256: str) -> None:
+    def _put_parts(self, key: str, file: IO[bytes], size: int, sha256: str) -> None:
         """Upload in parallel parts; the write-once condition is on the completion, which makes it all visible."""
         where = {"Bucket": self.bucket, "Key": key}
         with mapped("put", self.location(key)):
@@ -194,11 +196,11 @@ class S3Objects:
             self._abort(key, upload)
             raise
 
-    def _send_parts(self, upload: dict[str, str], file: BinaryIO, size: int) -> tuple[list[dict[str, Any]], str, int]:
+    def _send_parts(self, upload: dict[str, str], file: IO[bytes], size: int) -> tuple[_Parts, str, int]:
         """Send the parts, reading no further ahead than the senders; return them with what was read."""
         part_bytes = max(PART_BYTES, -(-size // _PART_COUNT_MAX))
         digest, done = hashlib.sha256(), 0
-        parts: list[dict[str, Any]] = []
+        parts: _Parts = []
         pending: set[Future[dict[str, Any]]] = set()
         with ThreadPoolExecutor(_PARTS_AT_ONCE, "s3-part") as senders:
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import BinaryIO, Protocol
+from typing import IO, BinaryIO, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class ObjectStore(Protocol):
     unless its text says otherwise; trying again is always allowed.
     """
 
-    def put_new(self, key: str, file: BinaryIO, size: int, sha256: str) -> None:
+    def put_new(self, key: str, file: IO[bytes], size: int, sha256: str) -> None:
         """Store the whole of `file` under a new key.
 
         All or nothing: nobody ever sees a part of the object, and an object that exists is never replaced.
@@ -69,7 +69,7 @@ class ObjectStore(Protocol):
             NotFound: no such object.
         """
 
-    def fetch(self, key: str, file: BinaryIO) -> None:
+    def fetch(self, key: str, file: IO[bytes]) -> None:
         """Write a whole object to `file`, in bounded memory, and check its hash on the way.
 
         On any error `file` may hold a beginning of the object: the caller discards it.
