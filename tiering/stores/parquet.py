@@ -1,0 +1,201 @@
+"""Lake files: write sorted Parquet in bounded memory, read it back for verification.
+
+The same rows make the same bytes (so the same sha256) in whatever order they arrive, given that `sort` is
+unique, on the same pyarrow. Statistics are kept but for floats: a NaN makes min and max lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tiering.errors import CorruptCopy, SchemaMismatch, StoreFull, StoreUnavailable
+from tiering.model import EXACT_COLUMN, Column, Kind
+from tiering.stores.parquet_schema import arrow_schema, batch_schema
+from tiering.stores.parquet_sort import SortedRows
+
+ROW_GROUP_ROWS_MAX = 262_144
+_ROW_GROUP_BYTES = 32 << 20
+_READ_ROWS = 65_536
+
+# Sorted integers differ little from row to row; decimals of up to 18 digits are stored as integers too.
+_DELTA = (Kind.INT2, Kind.INT4, Kind.INT8, Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
+_SPLIT = (Kind.FLOAT4, Kind.FLOAT8, Kind.UUID)
+_DICTIONARY = (Kind.TEXT, Kind.EXACT_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetReceipt:
+    """What was written: enough to name the object by its content."""
+
+    row_count: int
+    size_bytes: int
+    sha256: str
+    row_group_count: int
+
+
+def write_parquet(
+    batches: Iterable[pa.RecordBatch],
+    columns: Sequence[Column],
+    sort: Sequence[str],
+    sink: Path | BinaryIO,
+    *,
+    scratch: Path | None = None,
+) -> ParquetReceipt:
+    """Write the batches, globally sorted, as one Parquet file.
+
+    Args:
+        batches: of `batch_schema(columns)` or `arrow_schema(columns)`; text may be dictionary-encoded.
+        columns: of the table, without `_exact`.
+        sort: column names; unique together for bytes that do not depend on the order of arrival.
+        sink: a path (a partial file is removed on failure), or a file open for writing and reading ("w+b").
+        scratch: directory for spilled runs; default: the system's.
+
+    Raises:
+        SchemaMismatch: `sort` names no column.
+        StoreFull: no room in scratch or sink.
+        TieringError: whatever `batches` raises.
+    """
+    unknown = sorted(set(sort) - {c.name for c in columns})
+    if unknown or not sort:
+        raise SchemaMismatch("write parquet", ", ".join(unknown) or "sort", "the sort columns are not in the table")
+    path = sink if isinstance(sink, Path) else None
+    try:
+        if path is not None:
+            with path.open("w+b") as file:
+                return _write(batches, columns, sort, file, scratch)
+        return _write(batches, columns, sort, sink, scratch)  # type: ignore[arg-type]
+    except BaseException as exc:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        if isinstance(exc, OSError):
+            raise StoreFull("write parquet", str(path or "file"), str(exc)) from exc
+        raise
+
+
+def _write(
+    batches: Iterable[pa.RecordBatch], columns: Sequence[Column], sort: Sequence[str], file: BinaryIO, scratch: Path | None
+) -> ParquetReceipt:
+    rows = SortedRows(batch_schema(columns), sort, scratch)
+    for batch in batches:
+        rows.add(batch)
+    per_group = _group_rows(rows.row_bytes)
+    schema = _file_schema(columns, rows)
+    with pq.ParquetWriter(file, schema, **_options(columns, sort)) as writer:
+        count = 0
+        for group in _ahead(_groups(rows, schema, per_group)):
+            writer.write_table(group, row_group_size=per_group)
+            count += 1
+    file.flush()
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return ParquetReceipt(rows.row_count, file.tell(), digest, count)
+
+
+def _group_rows(row_bytes: int) -> int:
+    """Choose rows per row group from the average row alone, so that the same rows give the same groups."""
+    return max(1, min(ROW_GROUP_ROWS_MAX, _ROW_GROUP_BYTES // max(1, row_bytes)))
+
+
+def _groups(rows: SortedRows, schema: pa.Schema, per_group: int) -> Iterator[pa.Table]:
+    """Cut the sorted slices into groups of exactly `per_group` rows."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for part in rows.slices(per_group):
+        waiting.append(part)
+        count += part.num_rows
+        while count >= per_group:
+            table = pa.concat_tables(waiting, promote_options="default")
+            yield rows.decode(table.slice(0, per_group)).cast(schema)
+            waiting, count = [table.slice(per_group)], count - per_group
+    if count:
+        yield rows.decode(pa.concat_tables(waiting, promote_options="default")).cast(schema)
+
+
+def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Prepare the next table on another thread while this one is written."""
+    with ThreadPoolExecutor(1, thread_name_prefix="sort") as pool:
+        coming = pool.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = pool.submit(next, tables, None)
+            yield table
+
+
+def _file_schema(columns: Sequence[Column], rows: SortedRows) -> pa.Schema:
+    return pa.schema([field.with_type(rows.decoded_type(field)) for field in batch_schema(columns)])
+
+
+def _options(columns: Sequence[Column], sort: Sequence[str]) -> dict[str, Any]:
+    names = [c.name for c in columns]
+    is_float = {c.name: c.kind in (Kind.FLOAT4, Kind.FLOAT8) for c in columns}
+    encodings = {c.name: encoding for c in columns if (encoding := _encoding(c))}
+    return {
+        "compression": "zstd",
+        "compression_level": 3,
+        "use_dictionary": [c.name for c in columns if c.kind in _DICTIONARY] + [EXACT_COLUMN],
+        "column_encoding": encodings,
+        "write_statistics": [name for name in names if not is_float[name]] + [EXACT_COLUMN],
+        "write_page_index": True,
+        "store_schema": False,
+        "store_decimal_as_integer": True,
+        "sorting_columns": [pq.SortingColumn(names.index(name), nulls_first=True) for name in sort],
+    }
+
+
+def _encoding(column: Column) -> str:
+    if column.kind in _DELTA or (column.kind is Kind.DECIMAL and column.precision <= 18):
+        return "DELTA_BINARY_PACKED"
+    if column.kind in _SPLIT or column.kind is Kind.DECIMAL:
+        return "BYTE_STREAM_SPLIT"
+    return "DELTA_LENGTH_BYTE_ARRAY" if column.kind is Kind.BYTES else ""
+
+
+def read_parquet_batches(
+    source: Path | BinaryIO | pa.NativeFile, columns: Sequence[Column], *, names: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Read a lake file back in bounded memory, in file order; text comes as dictionaries.
+
+    Args:
+        source: a path or an open, seekable file.
+        columns: what the file must hold.
+        names: read only these columns (and `_exact`).
+
+    Raises:
+        CorruptCopy: the file is no Parquet file, is damaged, or lacks rows.
+        SchemaMismatch: its columns are not `columns`.
+    """
+    subject = str(source) if isinstance(source, Path) else "parquet file"
+    wanted = [c.name for c in columns if names is None or c.name in names] + [EXACT_COLUMN]
+    text = [c.name for c in columns if c.kind in _DICTIONARY]
+    try:
+        with pq.ParquetFile(source, read_dictionary=text, pre_buffer=False) as file:
+            _check_schema(file.schema_arrow, columns, subject)
+            count = 0
+            for batch in file.iter_batches(_READ_ROWS, columns=wanted, use_threads=False):
+                count += batch.num_rows
+                yield batch
+            if count != file.metadata.num_rows:
+                raise CorruptCopy("read parquet", subject, f"{count} rows of {file.metadata.num_rows}")
+    except FileNotFoundError as exc:
+        raise StoreUnavailable("read parquet", subject, str(exc)) from exc
+    except (pa.ArrowException, OSError) as exc:
+        raise CorruptCopy("read parquet", subject, str(exc)) from exc
+
+
+def _check_schema(found: pa.Schema, columns: Sequence[Column], subject: str) -> None:
+    """Compare names and field ids with what the table has."""
+    wanted = arrow_schema(columns)
+    for field in wanted:
+        at = found.get_field_index(field.name)
+        if at < 0:
+            raise SchemaMismatch("read parquet", subject, f"column {field.name} is missing")
+        mine, theirs = field.metadata[b"PARQUET:field_id"], (found.field(at).metadata or {}).get(b"PARQUET:field_id")
+        if mine != theirs:
+            raise SchemaMismatch("read parquet", subject, f"column {field.name} has field id {theirs!r}, not {mine!r}")

@@ -1,0 +1,338 @@
+"""Sort Arrow batches of any total size in bounded memory: sorted runs, spilled, then merged slice by slice.
+
+Repetitive text is held as codes of one dictionary per column; `SortedRows.slices` gives plain tables of
+codes, and `decode` turns a row group's codes into a dictionary of exactly its own words, in order, so that
+the same rows make the same bytes whatever order they came in.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+WORDS_MAX = 1 << 15
+_RUN_BYTES = 24 << 20
+_KEPT_BYTES = 24 << 20
+_BLOCK_ROWS = 8_192
+_FIXED_BYTES = 8
+
+
+class Words:
+    """The dictionary of one text column over all batches; `is_open` is False once there are too many words."""
+
+    def __init__(self) -> None:
+        self.words: pa.Array = pa.array([], pa.string())
+        self.is_open = True
+        self._last: tuple[pa.Array, Any] | None = None
+
+    def code(self, array: pa.DictionaryArray) -> pa.Array | None:
+        """Translate a batch's own codes to ours; None when the words have become too many."""
+        local = array.dictionary
+        if self._last is None or not self._last[0].equals(local):
+            known = pc.index_in(local, value_set=self.words)
+            if known.null_count:
+                self.words = pa.concat_arrays([self.words, local.filter(pc.is_null(known))])
+                known = pc.index_in(local, value_set=self.words)
+            self._last = local, known.to_numpy(zero_copy_only=False).astype(np.int32)
+        if len(self.words) > WORDS_MAX:
+            self.is_open = False
+            return None
+        mapping = self._last[1] if len(local) else np.zeros(1, np.int32)
+        codes = mapping[_values(array.indices, np.int64 if array.indices.type == pa.int64() else None)]
+        return _with_nulls(pa.array(codes.astype(np.int16)), array.indices)
+
+    def rank(self) -> Any:
+        """Give each code its place in the order of the words."""
+        return pc.rank(self.words, tiebreaker="dense").to_numpy().astype(np.int64)
+
+
+class SortedRows:
+    """Take batches in any order, give them back sorted by `sort`.
+
+    Args:
+        schema: of the batches; text columns may come as dictionaries.
+        sort: column names; unique together when the result shall be the same for any order of arrival.
+        scratch: directory for the spill file, which has no name and dies with the process.
+    """
+
+    def __init__(self, schema: pa.Schema, sort: Sequence[str], scratch: Path | None = None) -> None:
+        self.schema, self.sort, self._scratch = schema, tuple(sort), scratch
+        self.words = {f.name: Words() for f in schema if f.type == pa.string()}
+        self.row_count = 0
+        self.text_bytes = 0
+        self._batches: list[pa.RecordBatch] = []
+        self._batch_bytes = 0
+        self._kept_bytes = 0
+        self._runs: list[_Run] = []
+
+    @property
+    def row_bytes(self) -> int:
+        """Average width of a row, the same for the same rows."""
+        fixed = sum(1 for f in self.schema if not _is_variable(f.type)) * _FIXED_BYTES
+        return fixed + self.text_bytes // max(1, self.row_count)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take one batch."""
+        arrays = [self._stored(name, batch.column(name)) for name in self.schema.names]
+        stored = pa.RecordBatch.from_arrays(arrays, names=self.schema.names)
+        self.row_count += batch.num_rows
+        self._batches.append(stored)
+        self._batch_bytes += stored.nbytes
+        if self._batch_bytes >= _RUN_BYTES:
+            self._close_run()
+
+    def _stored(self, name: str, array: pa.Array) -> pa.Array:
+        if array.null_count == len(array):
+            return pa.nulls(len(array))
+        self.text_bytes += _text_bytes(array)
+        if not isinstance(array, pa.DictionaryArray):
+            if name in self.words:
+                self.words[name].is_open = False
+            return array
+        codes = self.words[name].code(array) if self.words[name].is_open else None
+        return array.dictionary_decode() if codes is None else codes
+
+    def _close_run(self) -> None:
+        table = self._arrange(pa.Table.from_batches(_unified(self._batches)))
+        self._batches, self._batch_bytes = [], 0
+        keys = self._keys(table, range(0, table.num_rows, _BLOCK_ROWS))
+        if self._kept_bytes + table.nbytes <= _KEPT_BYTES:
+            self._kept_bytes += table.nbytes
+            self._runs.append(_Run(keys, table))
+        else:
+            file = tempfile.TemporaryFile(dir=self._scratch, prefix="tiering-sort-")
+            self._runs.append(_Run(keys, _spill(table, file), file))
+
+    def slices(self, rows: int) -> Iterator[pa.Table]:
+        """Give all rows in order, in tables of about `rows` rows; call once, after the last `add`."""
+        if self._batches:
+            self._close_run()
+        samples = sorted(key for run in self._runs for key in run.keys)
+        step = max(1, rows // _BLOCK_ROWS)
+        pending: pa.Table | None = None
+        for edge in [*samples[step::step], None]:
+            parts = [part for run in self._runs for part in run.take_until(edge)]
+            tables = ([pending] if pending is not None and pending.num_rows else []) + parts
+            if not tables:
+                continue
+            table = self._arrange(pa.concat_tables(_unified([self._plain(t) for t in tables])))
+            cut = table.num_rows if edge is None else self._cut(table, edge)
+            pending = _compact(table.slice(cut))
+            if cut:
+                yield table.slice(0, cut)
+        self._close()
+
+    def _close(self) -> None:
+        for run in self._runs:
+            run.close()
+        self._runs = []
+
+    def decode(self, table: pa.Table) -> pa.Table:
+        """Turn codes into dictionaries of this table's own words, sorted."""
+        return pa.Table.from_arrays([self._decoded(f, table.column(f.name)) for f in self.schema], names=table.column_names)
+
+    def _decoded(self, field: pa.Field, column: pa.ChunkedArray) -> pa.Array:
+        if pa.types.is_null(column.type):
+            return pa.nulls(len(column), self.decoded_type(field))
+        if field.name not in self.words or not self.words[field.name].is_open:
+            return column
+        array = column.combine_chunks()
+        codes = _values(array)
+        used = np.zeros(len(self.words[field.name].words), bool)
+        used[codes[_valid(array)] if array.null_count else codes] = True
+        mine = np.flatnonzero(used)
+        words = self.words[field.name].words.take(pa.array(mine))
+        order = pc.sort_indices(words)
+        place = np.zeros(len(used), np.int32)
+        place[mine[order.to_numpy()]] = np.arange(len(mine), dtype=np.int32)
+        indices = _with_nulls(pa.array(place[codes]), array)
+        return pa.DictionaryArray.from_arrays(indices, words.take(order), safe=False)
+
+    def decoded_type(self, field: pa.Field) -> pa.DataType:
+        """Name the type that `decode` gives a column."""
+        if field.name in self.words and self.words[field.name].is_open:
+            return pa.dictionary(pa.int32(), pa.string())
+        return field.type
+
+    def _plain(self, table: pa.Table) -> pa.Table:
+        """Bring a run that was coded before its dictionary overflowed to plain text."""
+        for name, words in self.words.items():
+            if not words.is_open and pa.types.is_integer(table.schema.field(name).type):
+                text = words.words.take(table.column(name).combine_chunks())
+                table = table.set_column(table.schema.get_field_index(name), name, text)
+        return table
+
+    def _arrange(self, table: pa.Table) -> pa.Table:
+        """Sort a table in memory: by one packed integer where the keys allow it."""
+        table = table.combine_chunks()
+        keys = [word for name in self.sort for word in self._sort_words(name, table.column(name))]
+        packed = _pack(keys)
+        order = np.argsort(packed) if packed is not None else np.lexsort(keys[::-1])
+        return table.take(pa.array(order))
+
+    def _sort_words(self, name: str, column: pa.ChunkedArray) -> list[Any]:
+        """Express a column as integers in the same order, nulls first."""
+        if pa.types.is_null(column.type):
+            return []
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        valid = [_valid(array).astype(np.int64)] if array.null_count else []
+        if name in self.words and pa.types.is_integer(array.type):
+            ranks = self.words[name].rank()[_values(array)]
+        else:
+            ranks = _integers(array)
+        if valid:
+            ranks = np.where(valid[0], ranks, 0)
+        return [*valid, ranks]
+
+    def _keys(self, table: pa.Table, positions: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Give rows' sort keys as Python values that compare like the rows."""
+        some = table.select(self.sort).take(pa.array(positions, pa.int64()))
+        return list(zip(*(self._comparable(name, some.column(name)) for name in self.sort), strict=True))
+
+    def _comparable(self, name: str, column: pa.ChunkedArray) -> list[tuple[Any, ...]]:
+        if pa.types.is_null(column.type):
+            return [()] * len(column)
+        array = column.combine_chunks()
+        if name in self.words and pa.types.is_integer(array.type):
+            values = self.words[name].words.take(array).to_pylist()
+        elif _is_rankable(array.type):
+            values = _storage(array).to_pylist()
+        else:
+            values = [v if ok else None for v, ok in zip(_integers(array).tolist(), _valid(array).tolist(), strict=True)]
+        return [() if value is None else (value,) for value in values]
+
+    def _cut(self, table: pa.Table, edge: tuple[Any, ...]) -> int:
+        """Find the first row whose key is not below `edge`."""
+        return bisect_left(range(table.num_rows), edge, key=lambda i: self._keys(table, [i])[0])
+
+
+class _Run:
+    """One sorted run, in memory or in a file, read once from the front in blocks."""
+
+    def __init__(self, keys: list[tuple[Any, ...]], source: Any, file: BinaryIO | None = None) -> None:
+        self.keys, self._source, self._file = keys, source, file
+        self._next = 0
+
+    def take_until(self, edge: tuple[Any, ...] | None) -> Iterator[pa.Table]:
+        """Give the blocks not given yet that may hold rows below `edge`."""
+        end = len(self.keys) if edge is None else bisect_left(self.keys, edge)
+        if end > self._next and self._file is None:
+            begin = self._next * _BLOCK_ROWS
+            yield self._source.slice(begin, end * _BLOCK_ROWS - begin)
+        elif end > self._next:
+            yield pa.Table.from_batches([self._source.get_batch(i) for i in range(self._next, end)])
+        self._next = max(self._next, end)
+
+    def close(self) -> None:
+        """Give the spill file's room back."""
+        self._source = None
+        if self._file is not None:
+            self._file.close()
+
+
+def _spill(table: pa.Table, file: BinaryIO) -> Any:
+    """Write a table to a nameless file and open it for reading by block; no memory map, which would count as ours."""
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=_BLOCK_ROWS)
+    return pa.ipc.open_file(file)
+
+
+def _unified(parts: list[Any]) -> list[Any]:
+    """Give parts whose columns are all null, or coded in some and plain in others, one schema."""
+    types: dict[str, pa.DataType] = {}
+    for part in parts:
+        for field in part.schema:
+            if field.name not in types or pa.types.is_null(types[field.name]):
+                types[field.name] = field.type
+    return [_conform(part, types) for part in parts]
+
+
+def _conform(part: Any, types: dict[str, pa.DataType]) -> Any:
+    wrong = [f.name for f in part.schema if f.type != types[f.name]]
+    for name in wrong:
+        filler = pa.nulls(part.num_rows, types[name])
+        part = part.set_column(part.schema.get_field_index(name), name, filler)
+    return part
+
+
+def _pack(words: list[Any]) -> Any:
+    """Join the sort words in one int64 where their ranges have room in 63 bits; else None."""
+    packed: Any = None
+    bits_used = 0
+    for word in words:
+        if not len(word):
+            return np.zeros(0, np.int64)
+        low, high = int(word.min()), int(word.max())
+        bits = (high - low).bit_length()
+        bits_used += bits
+        if bits_used > 63:
+            return None
+        packed = (word - low) if packed is None else (packed << bits) | (word - low)
+    return packed
+
+
+def _integers(array: pa.Array) -> Any:
+    """Map a column to int64 in the same order; texts and other long values by their rank among themselves."""
+    if _is_rankable(array.type):
+        ranks = pc.rank(_storage(array), tiebreaker="dense", null_placement="at_start")
+        return ranks.to_numpy(zero_copy_only=False).astype(np.int64)
+    if pa.types.is_boolean(array.type):
+        return pc.fill_null(array, False).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = _values(array).astype(np.int64, copy=False)
+    if pa.types.is_floating(array.type):
+        bits = _values(array).astype(np.float64).view(np.int64)
+        return np.where(bits < 0, np.int64(-(2**63)) - bits - 1, bits)
+    return values
+
+
+def _values(array: pa.Array, dtype: Any = None) -> Any:
+    """View a fixed-width array's values, whatever stands under its nulls."""
+    width = array.type.bit_width // 8
+    floats = {4: np.float32, 8: np.float64}
+    kind = dtype or (floats[width] if pa.types.is_floating(array.type) else np.dtype(f"i{width}"))
+    if array.buffers()[1] is None:
+        return np.zeros(len(array), kind)
+    return np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array)]
+
+
+def _valid(array: pa.Array) -> Any:
+    return array.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _with_nulls(array: pa.Array, like: pa.Array) -> pa.Array:
+    if not like.null_count:
+        return array
+    return pc.if_else(like.is_valid(), array, pa.scalar(None, array.type))
+
+
+def _storage(array: pa.Array) -> pa.Array:
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+def _is_variable(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_binary(kind)
+
+
+def _is_rankable(kind: pa.DataType) -> bool:
+    return _is_variable(kind) or kind == pa.uuid() or pa.types.is_decimal128(kind)
+
+
+def _text_bytes(array: pa.Array) -> int:
+    """Count the bytes of a text column's values, coded or not."""
+    if isinstance(array, pa.DictionaryArray):
+        lengths = pc.binary_length(array.dictionary).to_numpy(zero_copy_only=False)
+        codes = _values(array.indices)
+        return int(lengths[codes[_valid(array)] if array.null_count else codes].sum())
+    return int(pc.sum(pc.binary_length(array)).as_py() or 0) if _is_variable(array.type) else 0
+
+
+def _compact(table: pa.Table) -> pa.Table:
+    """Copy a slice so that it does not keep the whole table alive."""
+    return table.take(pa.array(np.arange(table.num_rows)))
