@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
 
 from tiering import errors
-from tiering.model import Column, Fingerprint, State, Tier, Unit
-from tiering.ops.work import Connection, Work, both, compared_columns, demand_equal, fingerprint_of
+from tiering.model import Column, Fingerprint, State, Tier
+from tiering.ops.work import Work, both, compared_columns, fingerprint_of, prove_copy
 from tiering.plan.layout import lake_key
 from tiering.stores import parquet, pgcopy, tables
 from tiering.stores.lake import LakeFile
@@ -44,7 +45,11 @@ def verify(work: Work) -> MoveRecord:
     """Read the object back in full and compare it with the source."""
     columns = work.columns()
     fingerprint = verify_object(work, warm_relation(work, columns), columns)
-    return work.advance_alone(State.VERIFIED, details={"fingerprint": fingerprint_to_json(fingerprint)})
+    return work.advance_alone(
+        State.VERIFIED,
+        checkpoints_passed=work.record.checkpoints_passed + 1,
+        details={"fingerprint": fingerprint_to_json(fingerprint)},
+    )
 
 
 def commit(work: Work) -> MoveRecord:
@@ -64,7 +69,9 @@ def warm_unit(work: Work) -> UnitRecord:
     """Read the unit's warm copy from the ledger; NotFound if it is not warm."""
     unit = work.stores.ledger.unit(work.dataset.name, work.unit.begin)
     if unit is None or unit.tier is not Tier.WARM:
-        raise errors.NotFound(str(work.record.transition), str(work.unit), "not in the warm tier", "Run `tiering fsck`.")
+        raise errors.NotFound(
+            str(work.record.transition), str(work.unit), "not in the warm tier", "Run `tiering fsck`."
+        )
     return unit
 
 
@@ -91,11 +98,9 @@ def write_object(work: Work, relation: sql.Composable, columns: tuple[Column, ..
         location = stores.location(key)
         work = work.at(work.advance_alone(State.SEALED, target=location))
         file.seek(0)
-        try:
+        # The name is the content: if it is taken, an earlier attempt got this far. Verification reads it back.
+        with suppress(errors.AlreadyExists):
             stores.objects.put_new(key, file, written.size_bytes, written.sha256)
-        except errors.AlreadyExists:
-            # The name is the content: an earlier attempt got this far. Verification reads it back in full.
-            pass
     return work.advance_alone(
         State.COPIED,
         row_count=written.row_count,
@@ -114,14 +119,10 @@ def verify_object(work: Work, relation: sql.Composable, columns: tuple[Column, .
             work.unit, Tier.COLD, work.record.target, False, 0, work.record.bytes_after, sha256=details["sha256"]
         )
         with fetched(work.stores, record) as file:
-            return pgcopy.fingerprint_batches(
-                parquet.read_parquet_batches(file, compared), compared, work.dataset.key
-            )
+            return pgcopy.fingerprint_batches(parquet.read_parquet_batches(file, compared), compared, work.dataset.key)
 
-    source, copied = both(
-        lambda: fingerprint_of(work.stores.warm, relation, work.dataset, columns, subject), read_back
-    )
-    demand_equal(subject, source, copied)
+    source, copied = both(lambda: fingerprint_of(work.stores.warm, relation, work.dataset, columns, subject), read_back)
+    prove_copy(subject, source, copied, work.record.bytes_after)
     return source
 
 
@@ -177,5 +178,3 @@ def fetched(stores: Stores, record: UnitRecord) -> Iterator[IO[bytes]]:
             )
         file.seek(0)
         yield file
-
-

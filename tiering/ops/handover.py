@@ -7,9 +7,11 @@ hot copy leaves in a transaction of its own afterwards, and until then readers d
 
 from __future__ import annotations
 
+from psycopg2.extensions import connection as Connection
+
 from tiering import errors
 from tiering.model import State, Tier, Unit
-from tiering.ops.work import Connection, Work, both, demand_equal, fingerprint_of
+from tiering.ops.work import Work, both, fingerprint_of, prove_copy
 from tiering.stores import pgcopy, tables
 from tiering.stores.ledger import MoveRecord, UnitRecord
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, identifier
@@ -64,8 +66,10 @@ def verify(work: Work) -> MoveRecord:
         lambda: fingerprint_of(work.stores.hot, identifier(work.record.source), work.dataset, columns, subject),
         lambda: fingerprint_of(work.stores.warm, identifier(work.record.target), work.dataset, columns, subject),
     )
-    demand_equal(subject, source, target)
-    return work.advance_alone(State.VERIFIED, row_count=source.row_count, details={"fingerprint_equal": True})
+    prove_copy(subject, source, target, work.record.bytes_before)
+    return work.advance_alone(
+        State.VERIFIED, row_count=source.row_count, checkpoints_passed=work.record.checkpoints_passed + 1
+    )
 
 
 def commit(work: Work) -> MoveRecord:
@@ -78,9 +82,7 @@ def commit(work: Work) -> MoveRecord:
         location = work.stores.warm_tables.put(connection, work.dataset, work.unit, table)
         size = tables.size_bytes(connection, location)
         rows = work.record.row_count
-        work.stores.ledger.put_unit(
-            connection, UnitRecord(work.unit, Tier.WARM, location, False, rows, size)
-        )
+        work.stores.ledger.put_unit(connection, UnitRecord(work.unit, Tier.WARM, location, False, rows, size))
         work.audit(connection, "hot-to-warm", rows=rows, location=location)
         if not work.stores.is_one_database:
             trash = tables.trash_table(work.unit, work.record.move_id, "hot")
@@ -104,4 +106,3 @@ def retire_hot(connection: Connection, dataset: str, unit: Unit, source: str, tr
     if tables.parent_of(connection, source) == tables.sealed_parent(dataset):
         tables.detach(connection, tables.sealed_parent(dataset), source)
         tables.rename(connection, source, trash)
-

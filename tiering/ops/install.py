@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
 
 from tiering import errors
 from tiering.model import Column, Dataset, Unit
@@ -16,7 +17,7 @@ from tiering.plan.columns import plan_columns
 from tiering.plan.spans import unit_of
 from tiering.stores import tables
 from tiering.stores.opening import Stores
-from tiering.stores.postgres import LOCK_TIMEOUT_MS, Connection, execute, identifier, names
+from tiering.stores.postgres import LOCK_TIMEOUT_MS, execute, identifier, names
 from tiering.stores.warm import add_missing_columns
 
 UNITS_AHEAD = 2
@@ -190,16 +191,12 @@ def _create_view(
         over = [late, sealed]
     parts += [_without(select, over, dataset) for select in warm]
     view = identifier(f"live.{dataset.name}")
-    execute(
-        connection, sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(view, sql.SQL(" UNION ALL ").join(parts))
-    )
+    execute(connection, sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(view, sql.SQL(" UNION ALL ").join(parts)))
 
 
 def _without(select: sql.Composable, over: Sequence[str], dataset: Dataset) -> sql.Composable:
     if not over:
         return select
     same = sql.SQL(" AND ").join(sql.SQL("o.{0} = w.{0}").format(sql.Identifier(name)) for name in dataset.key)
-    tests = [
-        sql.SQL("NOT EXISTS (SELECT 1 FROM {} o WHERE {})").format(identifier(table), same) for table in over
-    ]
+    tests = [sql.SQL("NOT EXISTS (SELECT 1 FROM {} o WHERE {})").format(identifier(table), same) for table in over]
     return sql.SQL("SELECT * FROM ({}) w WHERE {}").format(select, sql.SQL(" AND ").join(tests))

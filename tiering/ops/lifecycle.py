@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import datetime
 from types import ModuleType
 
+from psycopg2.extensions import connection as Connection
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from tiering import errors
@@ -26,7 +27,7 @@ from tiering.plan.lifecycle import plan_moves
 from tiering.stores import tables
 from tiering.stores.ledger import OPEN_STATES, MoveRecord, audit
 from tiering.stores.opening import Stores
-from tiering.stores.postgres import Connection, identifier
+from tiering.stores.postgres import identifier
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +109,7 @@ def _hot_units(connection: Connection, dataset: Dataset) -> list[Residence]:
             if part.begin is None or part.end is None or not tables.has_rows(connection, part.name):
                 continue
             unit = Unit(dataset.name, part.begin, part.end)
-            found.append(
-                Residence(unit, Tier.HOT, part.name, row_count=part.row_estimate, size_bytes=part.size_bytes)
-            )
+            found.append(Residence(unit, Tier.HOT, part.name, row_count=part.row_estimate, size_bytes=part.size_bytes))
     return found
 
 
@@ -168,7 +167,7 @@ def check(stores: Stores, move_id: int, now: datetime, owner: str) -> tuple[Move
             record = work.advance_alone(
                 State.SEALED,
                 checkpoints_passed=int(report.passed),
-                row_count=report.row_count,
+                row_count=dict(report.metrics).get("row_count") or record.row_count,
                 details={"checked": True},
             )
         else:
@@ -181,14 +180,15 @@ def _run_check(work: Work) -> CheckpointReport:
     columns, record = work.columns(), work.record
     if record.transition is Transition.WARM_TO_COLD:
         database, relation = work.stores.warm, export.warm_relation(work, columns)
+        # A packed copy was proven equal to a partition of the warm table, whose key the server enforced.
+        is_packed = export.warm_unit(work).is_compressed
+        keyed = tables.warm_parent(work.dataset.name) if is_packed else record.source
     else:
-        database, relation = work.stores.hot, identifier(record.source)
+        database, relation, keyed = work.stores.hot, identifier(record.source), record.source
     before = _row_count_before(work)
     with database.transaction("check", str(record.unit), read_only=True) as connection:
-        is_unique = tables.unique_key_covers(connection, record.source, work.dataset.key)
-        return run_checkpoint(
-            connection, relation, work.dataset, record.unit, columns, before, is_unique, "sealed"
-        )
+        is_unique = tables.unique_key_covers(connection, keyed, work.dataset.key)
+        return run_checkpoint(connection, relation, work.dataset, record.unit, columns, before, is_unique, "sealed")
 
 
 def _row_count_before(work: Work) -> int | None:
@@ -200,7 +200,7 @@ def _row_count_before(work: Work) -> int | None:
 
 
 def _quarantine(work: Work, report: CheckpointReport) -> MoveRecord:
-    problem = "; ".join(f"{failure.expectation}: {failure.observed}" for failure in report.failures) or "failed"
+    problem = report.problem
     with work.stores.warm.transaction("quarantine", str(work.record)) as connection:
         work.audit(connection, "quarantine", problem=problem)
         record = work.advance(
@@ -307,4 +307,3 @@ def note_failure(stores: Stores, record: MoveRecord, error: errors.TieringError,
     """Leave an audit row about a verification that failed: the move stays where it is, with every copy."""
     with stores.warm.transaction("note", str(record)) as connection:
         audit(connection, actor, "verification-failed", record.unit.dataset, record.unit.begin, {"error": str(error)})
-

@@ -7,11 +7,12 @@ reader ever sees a key twice or not at all. A late row wins over the older row o
 from __future__ import annotations
 
 from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
 
 from tiering import errors
 from tiering.model import Column, Fingerprint, State, Tier
 from tiering.ops import export, handover
-from tiering.ops.work import Connection, Work, demand_equal, fingerprint_of
+from tiering.ops.work import Work, demand_equal, fingerprint_of, prove_copy
 from tiering.stores import parquet, pgcopy, tables
 from tiering.stores.ledger import MoveRecord, UnitRecord, fingerprint_to_json
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch_one, identifier, names
@@ -75,11 +76,11 @@ def verify(work: Work) -> MoveRecord:
             relation = work.stores.warm_tables.relation(connection, work.dataset, old, columns)
         before = _print(work, work.stores.warm, _against(relation, late, work, columns, keep=False), columns)
     replaced = _print(work, work.stores.warm, _against(identifier(stage), late, work, columns, keep=True), columns)
-    demand_equal(f"{subject} (late rows)", source, replaced)
+    prove_copy(f"{subject} (late rows)", source, replaced, work.record.bytes_before)
     if before is not None:
         kept = _print(work, work.stores.warm, _against(identifier(stage), late, work, columns, keep=False), columns)
         demand_equal(f"{subject} (older rows)", before, kept)
-    return work.advance_alone(State.VERIFIED, details=details)
+    return work.advance_alone(State.VERIFIED, checkpoints_passed=work.record.checkpoints_passed + 1, details=details)
 
 
 def commit(work: Work) -> MoveRecord:
@@ -155,9 +156,7 @@ def _insert(connection: Connection, stage: str, relation: sql.Composable, column
 
 def _overlay(connection: Connection, stage: str, late: str, work: Work, columns: tuple[Column, ...]) -> None:
     """Put the late rows over the old ones: same key, the late row wins."""
-    same = sql.SQL(" AND ").join(
-        sql.SQL("s.{0} = l.{0}").format(sql.Identifier(name)) for name in work.dataset.key
-    )
+    same = sql.SQL(" AND ").join(sql.SQL("s.{0} = l.{0}").format(sql.Identifier(name)) for name in work.dataset.key)
     execute(
         connection,
         sql.SQL("DELETE FROM {} s USING {} l WHERE {}").format(identifier(stage), identifier(late), same),
@@ -169,12 +168,12 @@ def _against(
     relation: sql.Composable, late: str, work: Work, columns: tuple[Column, ...], *, keep: bool
 ) -> sql.Composed:
     """Build the subquery of a relation's rows whose key is (`keep`) or is not among the late rows."""
-    same = sql.SQL(" AND ").join(
-        sql.SQL("r.{0} = l.{0}").format(sql.Identifier(name)) for name in work.dataset.key
+    same = sql.SQL(" AND ").join(sql.SQL("r.{0} = l.{0}").format(sql.Identifier(name)) for name in work.dataset.key)
+    source = (
+        sql.SQL("{} r").format(relation)
+        if isinstance(relation, sql.Identifier)
+        else sql.SQL("(SELECT * FROM {}) r").format(relation)
     )
-    source = sql.SQL("{} r").format(relation) if isinstance(relation, sql.Identifier) else sql.SQL(
-        "(SELECT * FROM {}) r"
-    ).format(relation)
     return sql.SQL("(SELECT {} FROM {} WHERE {} EXISTS (SELECT 1 FROM {} l WHERE {})) AS compared").format(
         names([c.name for c in columns], "r"),
         source,
@@ -186,4 +185,3 @@ def _against(
 
 def _print(work: Work, database: Postgres, relation: sql.Composable, columns: tuple[Column, ...]) -> Fingerprint:
     return fingerprint_of(database, relation, work.dataset, columns, str(work.unit))
-

@@ -46,9 +46,7 @@ def commit(work: Work) -> MoveRecord:
     unit = warm_unit(work)
     with work.commit() as connection:
         trash = tables.trash_table(work.unit, work.record.move_id, "rows")
-        location, left = work.stores.warm_tables.swap_packed(
-            connection, work.dataset, unit, work.record.target, trash
-        )
+        location, left = work.stores.warm_tables.swap_packed(connection, work.dataset, unit, work.record.target, trash)
         if left:
             work.trash(connection, "warm", left, unit.size_bytes)
         record = work.record

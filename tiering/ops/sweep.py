@@ -38,6 +38,7 @@ def sweep(stores: Stores, now: datetime, actor: str, *, dry_run: bool = False) -
     """Destroy what nobody can need any more. May be called again and by two runs at once.
 
     Args:
+        stores: where the copies are.
         now: the run's instant; the undo window and the grace period count back from it.
         actor: for the audit trail.
         dry_run: list only.
@@ -88,9 +89,7 @@ def _sweep_lake(
     old = min(subtract(now, stores.policies.grace), subtract(_server_time(stores.warm), stores.policies.grace))
     waiting = {t.location for t in stores.ledger.trash(dataset.name)}
     leftovers = [
-        o
-        for o in [*listed, *metadata]
-        if o.modified_at < old and stores.location(o.key) not in named | waiting
+        o for o in [*listed, *metadata] if o.modified_at < old and stores.location(o.key) not in named | waiting
     ]
     if not dry_run:
         stores.objects.delete([stores.key(t.location) for t in superseded] + [o.key for o in leftovers])
@@ -137,7 +136,9 @@ def _reclaim(stores: Stores, items: Iterable[TrashRecord], actor: str) -> None:
     for item in items:
         with stores.warm.transaction("reclaim", item.location) as connection:
             execute(
-                connection, "UPDATE tiering.trash SET reclaimed_at = clock_timestamp() WHERE trash_id = %s", (item.trash_id,)
+                connection,
+                "UPDATE tiering.trash SET reclaimed_at = clock_timestamp() WHERE trash_id = %s",
+                (item.trash_id,),
             )
             details = {"store": item.store, "location": item.location, "bytes": item.size_bytes}
             audit(connection, actor, "reclaim", item.dataset, item.begin, details)

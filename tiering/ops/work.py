@@ -12,18 +12,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-import psycopg2.extensions
 from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
 
 from tiering import errors
 from tiering.model import Column, Dataset, Fingerprint, State
+from tiering.ops.checkpoints import check_copy
 from tiering.plan.columns import plan_columns
 from tiering.stores import ledger, pgcopy, tables
 from tiering.stores.ledger import MoveRecord
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres
-
-Connection = psycopg2.extensions.connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +99,18 @@ def demand_equal(subject: str, source: Fingerprint, copy: Fingerprint) -> None:
             "; ".join(differences[:5]),
             "Both copies are kept. Find out which is wrong, then `tiering release` the unit.",
         )
+
+
+def prove_copy(subject: str, source: Fingerprint, copy: Fingerprint, size_bytes: int) -> None:
+    """Pass the checkpoint after COPIED: fingerprints prove integrity, and the suite puts it on record.
+
+    Raises:
+        FingerprintMismatch: the copy differs; every difference is named.
+    """
+    demand_equal(subject, source, copy)
+    report = check_copy(subject, "copied", source, copy, size_bytes)
+    if not report.passed:
+        raise errors.FingerprintMismatch("verify", subject, report.problem, "Both copies are kept. See the report.")
 
 
 def both(first: Any, second: Any) -> tuple[Any, Any]:

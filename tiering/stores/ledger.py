@@ -145,7 +145,7 @@ class Ledger:
         )
         found = fetch_one(
             connection,
-            f"""SELECT move_id FROM tiering.move WHERE dataset = %s AND begin_at = %s AND state = ANY(%s)
+            """SELECT move_id FROM tiering.move WHERE dataset = %s AND begin_at = %s AND state = ANY(%s)
                 ORDER BY move_id DESC LIMIT 1""",
             (unit.dataset, unit.begin, [str(state) for state in OPEN_STATES]),
         )
@@ -274,7 +274,8 @@ class Ledger:
 
         Args:
             unit_name: for messages.
-            dataset, begin: the unit.
+            dataset: the unit's dataset.
+            begin: the unit's begin.
             actor: who asks.
             force_reason: why the failing checkpoint may be ignored; empty to try it again.
 
@@ -337,9 +338,7 @@ class Ledger:
     def knows(self, dataset: str) -> bool:
         """Tell whether any unit or move of a dataset was ever recorded."""
         with self.database.transaction("look for", dataset) as connection:
-            row = fetch_one(
-                connection, "SELECT EXISTS (SELECT 1 FROM tiering.move WHERE dataset = %s)", (dataset,)
-            )
+            row = fetch_one(connection, "SELECT EXISTS (SELECT 1 FROM tiering.move WHERE dataset = %s)", (dataset,))
         return bool(row and row[0])
 
     # -- trash, holds, audit -------------------------------------------------------------------------------
@@ -361,7 +360,8 @@ class Ledger:
             rows = fetch(
                 connection,
                 """SELECT trash_id, move_id, dataset, begin_at, store, location, size_bytes, trashed_at
-                   FROM tiering.trash WHERE reclaimed_at IS NULL AND (%(dataset)s::text IS NULL OR dataset = %(dataset)s)
+                   FROM tiering.trash WHERE reclaimed_at IS NULL
+                     AND (%(dataset)s::text IS NULL OR dataset = %(dataset)s)
                      AND (%(before)s::timestamptz IS NULL OR trashed_at < %(before)s) ORDER BY trash_id""",
                 {"dataset": dataset, "before": before},
             )
@@ -417,7 +417,14 @@ def units(connection: Connection, dataset: str, begin: datetime | None = None) -
     )
     return [
         UnitRecord(
-            Unit(dataset, row[0], row[1], row[2]), Tier(row[3]), *row[4:8], fingerprint_from_json(row[8]), row[9]
+            unit=Unit(dataset, row[0], row[1], row[2]),
+            tier=Tier(row[3]),
+            location=row[4],
+            is_compressed=row[5],
+            row_count=row[6],
+            size_bytes=row[7],
+            fingerprint=fingerprint_from_json(row[8]),
+            sha256=row[9],
         )
         for row in rows
     ]
@@ -461,5 +468,3 @@ def fingerprint_from_json(value: Mapping[str, Any] | None) -> Fingerprint | None
         return None
     columns = tuple(ColumnPrint(name, count, int(digits, 16)) for name, count, digits in value["columns"])
     return Fingerprint(value["rows"], columns)
-
-

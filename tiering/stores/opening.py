@@ -12,7 +12,6 @@ from tiering.settings import Settings
 from tiering.stores.lake import IcebergLake
 from tiering.stores.ledger import Ledger
 from tiering.stores.objects import S3Objects
-from tiering.stores.ports import ObjectStore
 from tiering.stores.postgres import Postgres
 from tiering.stores.warm import NativeWarm, WarmTables
 
@@ -27,14 +26,14 @@ class Stores:
     warm_tables: WarmTables
     ledger: Ledger
     lake: IcebergLake
-    objects: ObjectStore
+    objects: S3Objects
     lake_bucket: str
     is_one_database: bool
     scratch_dir: Path | None
 
     def location(self, key: str) -> str:
         """Return the full name of a lake object, as the ledger and Iceberg write it."""
-        return f"s3://{self.lake_bucket}/{key}"
+        return self.objects.location(key)
 
     def key(self, location: str) -> str:
         """Return the key of a lake object from its full name."""

@@ -140,7 +140,8 @@ class Postgres:
         """Run the body in one transaction: commit at its end, roll back when it raises.
 
         Args:
-            operation, subject: for the error message.
+            operation: for the error message.
+            subject: for the error message.
             lock_timeout_ms: give up waiting for a lock after this long (raises CommitConflict).
             read_only: one repeatable snapshot, and the server refuses any write.
 
@@ -150,7 +151,7 @@ class Postgres:
         with mapped(operation, subject):
             pooled = self._engine.raw_connection()
             try:
-                raw: Connection = pooled.driver_connection  # type: ignore[assignment]
+                raw: Connection = pooled.driver_connection
                 raw.set_session(
                     isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED", readonly=read_only
                 )

@@ -116,14 +116,18 @@ def _bounds(bound: str, name: str) -> tuple[datetime | None, datetime | None]:
     parts = bound.split("'")
     if len(parts) != 5:
         raise errors.SchemaMismatch(
-            "read bounds of", name, f"not a range of one timestamp: {bound}", "Partition it by range of its time column."
+            "read bounds of",
+            name,
+            f"not a range of one timestamp: {bound}",
+            "Partition it by range of its time column.",
         )
     return datetime.fromisoformat(parts[1]), datetime.fromisoformat(parts[3])
 
 
 def create_like(connection: Connection, table: str, like: str, unit: Unit, time_column: str) -> None:
     """Create an empty standalone table with the columns, keys and indexes of `like` and a CHECK of the unit's
-    bounds; do nothing if it exists."""
+    bounds; do nothing if it exists.
+    """
     execute(
         connection,
         sql.SQL("CREATE TABLE IF NOT EXISTS {} (LIKE {} INCLUDING ALL, CHECK ({} >= {} AND {} < {}))").format(
@@ -149,9 +153,7 @@ def attach(connection: Connection, parent: str, table: str, unit: Unit) -> None:
 
 def detach(connection: Connection, parent: str, table: str) -> None:
     """Detach a partition: waits for its writers (up to the transaction's lock_timeout) and keeps its rows."""
-    execute(
-        connection, sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(identifier(parent), identifier(table))
-    )
+    execute(connection, sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(identifier(parent), identifier(table)))
 
 
 def rename(connection: Connection, table: str, to: str) -> None:
@@ -159,9 +161,7 @@ def rename(connection: Connection, table: str, to: str) -> None:
     schema, name = to.split(".", 1)
     old_schema, old_name = table.split(".", 1)
     if schema != old_schema:
-        execute(
-            connection, sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(identifier(table), sql.Identifier(schema))
-        )
+        execute(connection, sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(identifier(table), sql.Identifier(schema)))
     if name != old_name:
         execute(
             connection,

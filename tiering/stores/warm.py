@@ -187,9 +187,7 @@ def unpacked(table: str, dataset: Dataset, columns: Sequence[Column]) -> sql.Com
     )
 
 
-def _pack_statement(
-    dataset: Dataset, unit: Unit, source: str, stage: str, columns: Sequence[Column]
-) -> sql.Composed:
+def _pack_statement(dataset: Dataset, unit: Unit, source: str, stage: str, columns: Sequence[Column]) -> sql.Composed:
     group = _group(dataset)
     packed = [c for c in columns if c.name not in group]
     order = [*group, dataset.time_column, *(k for k in dataset.key if k not in group and k != dataset.time_column)]
@@ -234,9 +232,7 @@ def _is_array(column: Column) -> bool:
 
 def _packed_types(dataset: Dataset, columns: Sequence[Column]) -> list[tuple[str, str]]:
     group = _group(dataset)
-    return [
-        (c.name, c.pg_type if c.name in group else "text[]" if _is_array(c) else f"{c.pg_type}[]") for c in columns
-    ]
+    return [(c.name, c.pg_type if c.name in group else "text[]" if _is_array(c) else f"{c.pg_type}[]") for c in columns]
 
 
 def _packed_definition(dataset: Dataset, columns: Sequence[Column]) -> sql.Composed:
