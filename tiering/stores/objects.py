@@ -52,6 +52,7 @@ class S3Objects:
     access_key: SecretStr
     secret_key: SecretStr
     region: str = "us-east-1"
+    whole_bytes_max: int = WHOLE_BYTES_MAX
 
     @property
     def _client(self) -> Any:
@@ -90,7 +91,7 @@ class S3Objects:
     def put_new(self, key: str, file: IO[bytes], size: int, sha256: str) -> None:
         """See `ObjectStore.put_new`."""
         file.seek(0)
-        if size > WHOLE_BYTES_MAX:
+        if size > self.whole_bytes_max:
             self._put_parts(key, file, size, sha256)
             return
         with mapped("put", self.location(key)):
@@ -262,6 +263,12 @@ class _RangedReader(io.RawIOBase):
             raise ValueError(f"negative position {base + offset}")
         self._position = base + offset
         return self._position
+
+    def readall(self) -> bytes:
+        # The parent's would ask for 8 KiB at a time.
+        data = bytearray(max(0, self._size - self._position))
+        self.readinto(data)
+        return bytes(data)
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
