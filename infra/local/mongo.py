@@ -1,10 +1,11 @@
-"""The MongoDB-protocol server of the stack (SecantusDB: WiredTiger behind MongoDB's wire). A program, never imported."""
+"""The MongoDB-protocol server of the stack (SecantusDB: WiredTiger behind MongoDB's wire); never imported."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pymongo import MongoClient
@@ -78,7 +79,7 @@ class Mongo:
             client.admin.command(verb, USER, pwd=self._state.secret("mongo"), roles=["root"])
 
     def _command(self, name: str, auth: bool) -> Command:
-        arguments = [find_mongo(), "--host", "127.0.0.1", "--port", str(self._state.port("mongo"))]
+        arguments: list[str | Path] = [find_mongo(), "--host", "127.0.0.1", "--port", str(self._state.port("mongo"))]
         arguments += ["--storage-path", self._data / "data", "--cache-size", "256M", "--noop-heartbeat-seconds", "10"]
         # Measured: without it an acknowledged write is gone after SIGKILL.
         arguments += ["--sync-on-commit"]

@@ -122,7 +122,16 @@ class Postgres:
         password = self._data.with_name("postgres.pw")
         write_private(password, self._state.secret("postgres"))
         give_away([new, password])
-        options = ["--username", USER, "--pwfile", password, "--auth", "scram-sha-256", "--encoding", "UTF8"]
+        options: list[str | Path] = [
+            "--username",
+            USER,
+            "--pwfile",
+            password,
+            "--auth",
+            "scram-sha-256",
+            "--encoding",
+            "UTF8",
+        ]
         options += ["--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C", "--data-checksums"]
         try:
             run_tool(self._command("initdb", [self.bin / "initdb", "-D", new, *options]))

@@ -1,4 +1,4 @@
-"""The Redis Cluster of the stack: six servers, three masters with a replica each, as a cache (LRU) that survives restarts."""
+"""The Redis Cluster of the stack: three masters with a replica each, as a cache (LRU) that survives restarts."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class RedisCluster:
         self._wait("join", self._is_settled)
 
     def _form(self) -> None:
-        """Make one cluster of six nodes, from whatever state a crash in here left them in (a cache: nothing to lose)."""
+        """Make one cluster of six nodes, whatever a crash in here left of it (a cache: nothing to lose)."""
         for number, node in enumerate(self._nodes, start=1):
             self._call(node, "FLUSHALL")
             self._call(node, "CLUSTER", "RESET", "HARD")

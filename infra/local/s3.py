@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -66,7 +67,14 @@ class S3:
         environment |= {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
         # Every bucket claims several volumes of its own; they cost nothing until written, so let there be many.
         size = ["-volume.max=5000"]
-        arguments = [find_weed(), "-logtostderr", "mini", f"-dir={self._data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+        arguments: list[str | Path] = [
+            find_weed(),
+            "-logtostderr",
+            "mini",
+            f"-dir={self._data}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+        ]
         log = self._state.directory / "logs" / "s3.log"
         return [Command("s3", [*arguments, *ports, *off, *size], log, environment, self._data)]
 

@@ -11,8 +11,13 @@ from infra.local.processes import Command
 class Service(Protocol):
     """One service: one process or several. All methods may be called again at any time; what is done stays done."""
 
-    name: str
-    port_names: Sequence[str]
+    @property
+    def name(self) -> str:
+        """Its name in SERVICES."""
+
+    @property
+    def port_names(self) -> Sequence[str]:
+        """The names under which its ports are recorded."""
 
     def prepare(self) -> None:
         """Create directories and write configuration. The service is not running."""

@@ -6,10 +6,11 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from infra.local.errors import StackError, read_log_tail
 from infra.local.mongo import Mongo
@@ -108,9 +109,9 @@ class Stack:
         alive = {name: process if is_running(process) else None for name, process in recorded.items()}
         return dict.fromkeys(sorted(names)) | dict(sorted(alive.items()))
 
-    def port(self, server: str) -> int:
-        """Return the port a server (a name from `status`) listens on."""
-        return self.state.port({"s3": "s3.s3"}.get(server, server))
+    def port(self, server: str) -> int | None:
+        """Return the port a server (a name from `status`) listens on; None when it has none, as a worker."""
+        return self.state.known_port({"s3": "s3.s3"}.get(server, server))
 
     def pids(self, service: str) -> list[int]:
         """Return the pids of a service's (or one server's) living processes."""
@@ -143,14 +144,19 @@ class Stack:
         Args:
             two_databases: keep warm tables, ledger and catalog in a database of their own.
         """
-        return Settings(_env_file=None, **{name.lower(): value for name, value in self._values(two_databases).items()})  # type: ignore[arg-type]
+        values: dict[str, Any] = {name.lower(): value for name, value in self._values(two_databases).items()}
+        return Settings(_env_file=None, **values)  # type: ignore[call-arg]
 
-    def write_env(self, file: Path) -> None:
+    def write_env(self, file: Path, more: Mapping[str, str] | None = None) -> None:
         """Write the settings (of the services of this object) as TIERING_* lines, readable by the owner only.
 
-        Other lines of the file stay.
+        Args:
+            file: usually `.env`; its other lines stay.
+            more: further variables to set.
         """
-        ours = {f"TIERING_{name}": value for name, value in self._values(two_databases=False).items()}
+        ours = {f"TIERING_{name}": value for name, value in self._values(two_databases=False).items()} | dict(
+            more or {}
+        )
         kept = file.read_text().splitlines() if file.exists() else []
         kept = [line for line in kept if line.partition("=")[0].strip() not in ours]
         lines = [*kept, *(f"{name}={value}" for name, value in ours.items())]
@@ -204,7 +210,7 @@ class Stack:
         while not service.is_ready():
             for command in service.commands():
                 if not is_running(self.state.process(command.name)):
-                    if service is self.postgres and self.postgres.blames_leftovers() and time.monotonic() < deadline:
+                    if service.name == "postgres" and self.postgres.blames_leftovers() and time.monotonic() < deadline:
                         self._spawn([command])
                         continue
                     raise StackError("start", command.name, f"it ended. Its log says:\n{read_log_tail(command.log)}")

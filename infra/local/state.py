@@ -35,14 +35,21 @@ class State:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def port(self, name: str) -> int:
-        """Return the port of a server, choosing a free one the first time."""
+    def port(self, name: str, preferred: int | None = None) -> int:
+        """Return the port of a server, choosing a free one the first time: the preferred one when it is free."""
         with self._guard:
             record = self._read()
             if name not in record["ports"]:
-                record["ports"][name] = choose_port(set(record["ports"].values()))
+                free = preferred is not None and is_port_free(preferred)
+                record["ports"][name] = preferred if free else choose_port(set(record["ports"].values()))
                 self._write(record)
             return int(record["ports"][name])
+
+    def known_port(self, name: str) -> int | None:
+        """Return the port of a server when one was chosen already."""
+        with self._guard:
+            port: int | None = self._read()["ports"].get(name)
+            return port
 
     def drop_ports(self, *names: str) -> None:
         """Forget ports that another program has taken; the next call of `port` chooses new ones."""
