@@ -39,6 +39,8 @@ from tiering.stores.postgres import Postgres
 
 _INSTALL_LOCK = 0x7469_6572_6C61_6B65  # "tierlake": one creator of the catalog's tables at a time
 
+_EVOLVE_ATTEMPTS = 3
+
 _SWAP_POINTER = """
     UPDATE tiering.iceberg_tables SET metadata_location = %(new)s, previous_metadata_location = %(old)s
     WHERE catalog_name = %(catalog)s AND table_namespace = %(namespace)s AND table_name = %(dataset)s
@@ -127,21 +129,14 @@ class IcebergLake:
 
         Raises:
             SchemaMismatch: a column changed in a way that old files cannot follow; nothing was changed.
-            CommitConflict: somebody committed meanwhile; nothing was changed.
+            CommitConflict: others committed meanwhile, three times over; nothing was changed.
         """
-        table = self._table(dataset)
-        schema = evolve_schema(dataset, table.schema(), columns)
-        if schema.fields == table.schema().fields:
-            return False
-        updates = (
-            AddSchemaUpdate(schema=schema),
-            SetCurrentSchemaUpdate(),  # the one just added
-            SetPropertiesUpdate(updates=table_properties(schema)),
-        )
-        with _mapped("evolve lake table", dataset):
-            staged = self._catalog.commit_table(table, (), updates)
-        self.publish(StagedCommit(dataset, table.metadata_location, staged.metadata_location))
-        return True
+        for _ in range(_EVOLVE_ATTEMPTS - 1):
+            try:
+                return self._evolve(dataset, columns)
+            except CommitConflict:
+                continue  # most likely another run made the same change just now
+        return self._evolve(dataset, columns)
 
     def stage_add(self, dataset: str, file: LakeFile) -> StagedCommit:
         """Stage one new file; see `stage`."""
@@ -188,6 +183,7 @@ class IcebergLake:
         """Move the pointer inside the caller's transaction; readers see it when the caller commits.
 
         One UPDATE. It waits for another transaction that moves the same pointer, under the caller's lock_timeout.
+        Staging reads the committed pointer: one commit per dataset and transaction, so add several files as one.
 
         Raises:
             CommitConflict: the pointer is not where it was at staging; stage again. The caller rolls back.
@@ -295,6 +291,22 @@ class IcebergLake:
                 catalog.create_namespace(NAMESPACE)
             return catalog
 
+    def _evolve(self, dataset: str, columns: tuple[Column, ...]) -> bool:
+        table = self._table(dataset)
+        next_id = 1 + max(known.schema_id for known in table.metadata.schemas)
+        schema = evolve_schema(dataset, table.schema(), columns, next_id)
+        if schema.fields == table.schema().fields:
+            return False
+        updates = (
+            AddSchemaUpdate(schema=schema),
+            SetCurrentSchemaUpdate(),  # the one just added
+            SetPropertiesUpdate(updates=table_properties(schema)),
+        )
+        with _mapped("evolve lake table", dataset):
+            staged = self._catalog.commit_table(table, (), updates)
+        self.publish(StagedCommit(dataset, table.metadata_location, staged.metadata_location))
+        return True
+
     def _table(self, dataset: str) -> Table:
         with _mapped("open lake table", dataset):
             return self._catalog.load_table((NAMESPACE, dataset))
@@ -316,7 +328,7 @@ class IcebergLake:
             found = parquet_file_to_data_file(table.io, table.metadata, file.location)
         except ArrowException as exc:
             raise CorruptCopy("add to lake", file.location, f"not readable as Parquet: {exc}") from exc
-        except (ValueError, TypeError) as exc:
+        except (ValueError, TypeError, KeyError) as exc:
             raise SchemaMismatch("add to lake", file.location, " ".join(str(exc).split())) from exc
         if (found.file_size_in_bytes, found.record_count) != (file.size_bytes, file.row_count):
             cause = f"{found.record_count} rows in {found.file_size_in_bytes} bytes, not as said: {file}"

@@ -28,9 +28,7 @@ from pyiceberg.types import (
 
 from tiering.errors import SchemaMismatch
 from tiering.model import EXACT_COLUMN, Column, Kind, Span
-
-EXACT_FIELD_ID = 1000
-"""Field id of the `_exact` column; a dataset's own columns stay below it."""
+from tiering.stores.parquet_schema import EXACT_FIELD_ID
 
 _PARTITION_FIELD_ID = 1000  # Iceberg numbers partition fields apart from columns, from 1000 on
 
@@ -63,8 +61,14 @@ def lake_schema(dataset: str, columns: tuple[Column, ...]) -> Schema:
     return _schema([_field(column) for column in columns])
 
 
-def evolve_schema(dataset: str, current: Schema, columns: tuple[Column, ...]) -> Schema:
+def evolve_schema(dataset: str, current: Schema, columns: tuple[Column, ...], schema_id: int) -> Schema:
     """Add to a lake table's schema what the source has gained; columns it has lost stay, for the old files.
+
+    Args:
+        dataset: for the error's text.
+        current: the table's schema now.
+        columns: the source's columns now.
+        schema_id: one that no schema of the table has had yet.
 
     Raises:
         SchemaMismatch: a column changed its type in a way that old files cannot follow, or its name returned
@@ -82,7 +86,7 @@ def evolve_schema(dataset: str, current: Schema, columns: tuple[Column, ...]) ->
     names = [field.name for field in fields]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise SchemaMismatch("evolve lake table", dataset, f"column {doubled[0]} returned with another field id")
-    return _schema(fields)
+    return _schema(fields, schema_id)
 
 
 def partition_spec(unit: Span, schema: Schema, time_column: str) -> PartitionSpec:
@@ -114,9 +118,9 @@ def table_properties(schema: Schema) -> dict[str, str]:
     }
 
 
-def _schema(fields: list[NestedField]) -> Schema:
+def _schema(fields: list[NestedField], schema_id: int = 0) -> Schema:
     exact = NestedField(EXACT_FIELD_ID, EXACT_COLUMN, StringType(), required=False)
-    return Schema(*(field for field in fields if field.field_id != EXACT_FIELD_ID), exact)
+    return Schema(*(field for field in fields if field.field_id != EXACT_FIELD_ID), exact, schema_id=schema_id)
 
 
 def _field(column: Column) -> NestedField:
