@@ -123,8 +123,7 @@ def test_a_hold_stops_expiry_even_when_placed_after_the_plan(world: World) -> No
     world.insert_day(days_ago(3660))
     world.insert_day(days_ago(0))
     world.run()
-    plan = lifecycle.plan_dataset(world.stores, world.dataset, world.now, [Transition.EXPIRE])
-    (move_id,) = lifecycle.begin_moves(world.stores, plan)
+    (move_id,) = world.begin(Transition.EXPIRE)
     world.stores.ledger.place_hold(world.dataset.name, None, "case 12/2024", "counsel")
     rows = world.rows()
     with pytest.raises(errors.HeldError, match="case 12/2024"):
@@ -155,8 +154,7 @@ def test_writing_to_a_sealed_partition_by_name_is_refused_and_to_the_hot_table_i
     day = days_ago(30)
     world.insert_day(day)
     world.insert_day(days_ago(0))
-    plan = lifecycle.plan_dataset(world.stores, world.dataset, world.now)
-    (move_id,) = lifecycle.begin_moves(world.stores, plan)
+    (move_id,) = world.begin()
     record = lifecycle.seal(world.stores, move_id, world.now, "test")
     with (
         pytest.raises(errors.PermanentError, match="is sealed"),
@@ -174,9 +172,8 @@ def test_writing_to_a_sealed_partition_by_name_is_refused_and_to_the_hot_table_i
 def test_a_second_run_cannot_take_a_leased_move_and_a_fenced_one_cannot_commit(world: World) -> None:
     world.insert_day(days_ago(30))
     world.insert_day(days_ago(0))
-    plan = lifecycle.plan_dataset(world.stores, world.dataset, world.now)
-    (move_id,) = lifecycle.begin_moves(world.stores, plan)
-    assert lifecycle.begin_moves(world.stores, plan) == [move_id]
+    (move_id,) = world.begin()
+    assert world.begin() == [move_id]
     with world.stores.ledger.lease(move_id, "first") as record:
         with pytest.raises(errors.LeaseHeld, match="first"):
             lifecycle.seal(world.stores, move_id, world.now, "second")

@@ -46,13 +46,17 @@ class World:
                 {"day": day, "symbols": symbols, "minutes": minutes, "source": source},
             )
 
-    def run(self, *transitions: Transition, at: datetime | None = None) -> list[Receipt]:
-        """Plan at an instant and carry every due move of the given transitions through."""
+    def begin(self, *transitions: Transition, at: datetime | None = None) -> list[int]:
+        """Plan at an instant and record the due moves of the given transitions."""
         now = at or self.now
         install.prepare_units(self.stores, self.dataset, now)
         plan = lifecycle.plan_dataset(self.stores, self.dataset, now, transitions or None)
-        ids = lifecycle.begin_moves(self.stores, plan)
-        return [lifecycle.run_move(self.stores, move_id, now, "test") for move_id in ids]
+        return lifecycle.begin_moves(self.stores, plan)
+
+    def run(self, *transitions: Transition, at: datetime | None = None) -> list[Receipt]:
+        """Carry every due move of the given transitions through."""
+        ids = self.begin(*transitions, at=at)
+        return [lifecycle.run_move(self.stores, move_id, at or self.now, "test") for move_id in ids]
 
     def rows(self) -> list[tuple[object, ...]]:
         """Read every row of the dataset from every tier, sorted; a row in two places shows twice."""

@@ -118,10 +118,7 @@ def plan_dataset(
 ) -> Plan:
     """Plan a dataset's moves at `now`; only the given transitions if any are given. Writes nothing."""
     residences, newest = survey(stores, dataset)
-    plan = plan_moves(dataset, residences, newest, now)
-    if transitions is None:
-        return plan
-    return replace(plan, moves=tuple(move for move in plan.moves if move.transition in transitions))
+    return plan_moves(dataset, residences, newest, now, transitions or tuple(Transition))
 
 
 def begin_moves(stores: Stores, plan: Plan) -> list[int]:

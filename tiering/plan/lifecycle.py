@@ -7,7 +7,7 @@ Does not: read a clock, or know how a move is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -35,7 +35,7 @@ def plan_moves(
     residences: Sequence[Residence],
     newest_row_at: datetime | None,
     now: datetime,
-    transition: Transition | None = None,
+    transitions: Collection[Transition] = tuple(Transition),
 ) -> Plan:
     """Plan at most one move per unit, oldest first; every other unit stays with its reasons.
 
@@ -44,7 +44,7 @@ def plan_moves(
         residences: where each unit is now, in any order.
         newest_row_at: time of the dataset's newest row in any tier; None when it has no row.
         now: the run's instant.
-        transition: plan only this one; a unit due for another stays with the reason `other_transition`.
+        transitions: plan only these; a unit due for another stays with the reason `other_transition`.
 
     Raises:
         ValueError: an instant without time zone, or a residence of another dataset.
@@ -58,7 +58,7 @@ def plan_moves(
     for residence in sorted(residences, key=lambda item: item.unit):
         if residence.unit.dataset != dataset.name:
             raise ValueError(f"{residence.unit} is no unit of {dataset.name}")
-        verdict = _judge(dataset, residence, clock, transition)
+        verdict = _judge(dataset, residence, clock, transitions)
         if isinstance(verdict, Move):
             moves.append(verdict)
         else:
@@ -68,7 +68,7 @@ def plan_moves(
     return plan
 
 
-def _judge(dataset: Dataset, home: Residence, clock: _Clock, only: Transition | None) -> Move | tuple[Reason, ...]:
+def _judge(dataset: Dataset, home: Residence, clock: _Clock, only: Collection[Transition]) -> Move | tuple[Reason, ...]:
     if dataset.state != "moves":
         return (Reason("not_in_policy", f"{dataset.name} is {dataset.state} in the policy file: nothing moves it"),)
     if home.move_state is State.QUARANTINED or home.quarantine:
@@ -79,18 +79,20 @@ def _judge(dataset: Dataset, home: Residence, clock: _Clock, only: Transition | 
     step = _next_transition(dataset, home, clock)
     if step is None:
         return _reasons(dataset, home, clock)
-    if only is not None and step is not only:
-        return (Reason("other_transition", f"{step} comes first; this plan is for {only}", clock.now),)
+    if step not in only:
+        return (Reason("other_transition", f"{step} comes first; this plan is for {', '.join(only)}", clock.now),)
     return _move(dataset, home, step)
 
 
 def _carry_on(
-    dataset: Dataset, home: Residence, step: Transition, clock: _Clock, only: Transition | None
+    dataset: Dataset, home: Residence, step: Transition, clock: _Clock, only: Collection[Transition]
 ) -> Move | tuple[Reason, ...]:
     if step is Transition.EXPIRE and home.hold:
         return (_held(home), Reason("moving", f"{step} stopped at {home.move_state} by the hold"))
-    if only is not None and step is not only:
-        return (Reason("moving", f"{step} is open at {home.move_state}; this plan is for {only}", clock.now),)
+    if step not in only:
+        return (
+            Reason("moving", f"{step} is open at {home.move_state}; this plan is for {', '.join(only)}", clock.now),
+        )
     return _move(dataset, home, step)
 
 

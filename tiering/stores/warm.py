@@ -70,12 +70,13 @@ class NativeWarm:
     engine = "native"
 
     def install(self, connection: Connection, dataset: Dataset, columns: Sequence[Column]) -> None:
-        """Create `warm.x` like the hot table, and `warm.x_packed` with arrays for all but the group columns."""
-        parent = tables.warm_parent(dataset.name)
+        """Create `warm.x` with the hot table's columns, and `warm.x_packed` with arrays of all but the group's."""
         execute(
             connection,
-            sql.SQL("CREATE TABLE IF NOT EXISTS {} (LIKE {} INCLUDING ALL) PARTITION BY RANGE ({})").format(
-                identifier(parent), identifier(tables.hot_parent(dataset.name)), sql.Identifier(dataset.time_column)
+            sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}) PARTITION BY RANGE ({})").format(
+                identifier(tables.warm_parent(dataset.name)),
+                definition(dataset, columns),
+                sql.Identifier(dataset.time_column),
             ),
         )
         execute(
@@ -165,6 +166,19 @@ def add_missing_columns(connection: Connection, table: str, wanted: Sequence[tup
             sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(identifier(table), sql.Identifier(name), sql.SQL(kind)),
         )
     return [name for name, _ in missing]
+
+
+def definition(dataset: Dataset, columns: Sequence[Column]) -> sql.Composed:
+    """Write a table's columns and its key, as the hot table has them; that one may be in another database."""
+    parts = [
+        sql.SQL("{} {}{}").format(
+            sql.Identifier(c.name), sql.SQL(c.pg_type), sql.SQL("" if c.nullable else " NOT NULL")
+        )
+        for c in columns
+    ]
+    if not any(c.nullable for c in columns if c.name in dataset.key):
+        parts.append(sql.SQL("PRIMARY KEY ({})").format(names(dataset.key)))
+    return sql.SQL(", ").join(parts)
 
 
 def unpacked(table: str, dataset: Dataset, columns: Sequence[Column]) -> sql.Composed:
