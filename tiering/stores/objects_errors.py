@@ -72,7 +72,8 @@ BY_CLASS: tuple[tuple[type[Exception], type[TieringError]], ...] = (
 
 _HINTS: dict[type[TieringError], str] = {
     errors.AccessDenied: "Check TIERING_S3_ACCESS_KEY, TIERING_S3_SECRET_KEY and their rights on the bucket.",
-    errors.StoreUnavailable: "Is the object store up and TIERING_S3_URL right? It is tried again.",
+    # SeaweedFS 4.48 with a full disk answers a plain "500 InternalError": no telling it from other trouble.
+    errors.StoreUnavailable: "Is the object store up, its disk not full, and TIERING_S3_URL right? It is tried again.",
     errors.Throttled: "The object store asks for fewer requests; lower TIERING_FAN_OUT if this persists.",
     errors.StoreFull: "Free or add space in the object store, then run again.",
     errors.SettingsError: "Check TIERING_S3_URL, TIERING_S3_REGION and the bucket's name.",
