@@ -119,6 +119,20 @@ def test_expiry_leaves_an_audit_row_and_the_sweep_removes_the_bytes(world: World
             assert not tables.exists(connection, item.location)
 
 
+def test_rows_that_come_after_their_unit_expired_are_seen_until_they_expire_too(world: World) -> None:
+    day = days_ago(3660)
+    world.insert_day(day)
+    world.insert_day(days_ago(0))
+    world.run()
+    world.run(Transition.EXPIRE)
+    kept = world.rows()
+    assert world.insert_day(day, symbols=1, minutes=2, source="late") == 2
+    assert len(world.rows()) == len(kept) + 2
+    assert [r.state for r in world.run(Transition.EXPIRE)] == [State.COMMITTED]
+    assert world.rows() == kept
+    assert world.run(Transition.EXPIRE) == []
+
+
 def test_a_hold_stops_expiry_even_when_placed_after_the_plan(world: World) -> None:
     world.insert_day(days_ago(3660))
     world.insert_day(days_ago(0))

@@ -5,8 +5,11 @@ A legal hold is looked at inside the commit's transaction: placed a moment befor
 
 from __future__ import annotations
 
+from psycopg2.extensions import connection as Connection
+
 from tiering import errors
 from tiering.model import State, Tier
+from tiering.ops import handover, merge
 from tiering.ops.work import Work
 from tiering.stores import tables
 from tiering.stores.ledger import MoveRecord, UnitRecord, held
@@ -14,10 +17,12 @@ from tiering.stores.postgres import execute
 
 
 def seal(work: Work) -> MoveRecord:
-    """Record what is to expire."""
+    """Record what is to expire; of a unit that has expired, take the rows that came too late into a table."""
     unit = work.stores.ledger.unit(work.dataset.name, work.unit.begin)
-    if unit is None or unit.tier is Tier.EXPIRED:
-        raise errors.NotFound("expire", str(work.unit), "the unit has no copy left", "Run `tiering fsck`.")
+    if unit is None:
+        raise errors.NotFound("expire", str(work.unit), "not in the ledger", "Run `tiering fsck`.")
+    if unit.tier is Tier.EXPIRED:
+        return merge.seal(work)
     return work.advance_alone(
         State.SEALED, source=unit.location, row_count=unit.row_count, bytes_before=unit.size_bytes
     )
@@ -48,7 +53,9 @@ def commit(work: Work) -> MoveRecord:
             )
         unit = work.stores.ledger.unit(name, work.unit.begin)
         assert unit is not None, "sealed, so it was there, and only this move may end it"
-        if unit.tier is Tier.COLD:
+        if unit.tier is Tier.EXPIRED:
+            _retire_late(work, connection)
+        elif unit.tier is Tier.COLD:
             execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
             work.stores.lake.apply(connection, work.stores.lake.stage_remove(name, unit.location))
             work.trash(connection, "lake", unit.location, unit.size_bytes)
@@ -57,9 +64,19 @@ def commit(work: Work) -> MoveRecord:
             left = work.stores.warm_tables.take(connection, work.dataset, unit, trash)
             if left:
                 work.trash(connection, "warm", left, unit.size_bytes)
-        last = UnitRecord(unit.unit, Tier.EXPIRED, "", False, 0, 0, unit.fingerprint, unit.sha256)
+        last = UnitRecord(work.unit, Tier.EXPIRED, "", False, 0, 0, unit.fingerprint, unit.sha256)
         work.stores.ledger.put_unit(connection, last)
         work.audit(
             connection, "expire", rows=unit.row_count, bytes=unit.size_bytes, location=unit.location, sha256=unit.sha256
         )
-        return work.advance(connection, State.COMMITTED)
+        record = work.advance(connection, State.COMMITTED)
+    if unit.tier is Tier.EXPIRED:
+        handover.settle(work.at(record))
+    return record
+
+
+def _retire_late(work: Work, connection: Connection) -> None:
+    trash = tables.trash_table(work.unit, work.record.move_id, "hot")
+    work.trash(connection, "hot", trash, work.record.bytes_before)
+    if work.stores.is_one_database:
+        handover.retire_hot(connection, work.dataset.name, work.unit, work.record.source, trash)

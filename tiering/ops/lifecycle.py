@@ -95,8 +95,8 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
 
 
 def _with_open_merge(residence: Residence, move: MoveRecord | None) -> Residence:
-    # The late rows of an open merge are sealed already: count it as late, so that the merge is carried on.
-    if move and move.transition is Transition.MERGE and move.state is not State.QUARANTINED:
+    # The late rows of an open move are sealed already: still late, until the move is committed.
+    if move and move.state is not State.QUARANTINED and move.unit.generation > residence.unit.generation:
         return replace(residence, late_count=max(residence.late_count, 1))
     return residence
 
@@ -210,7 +210,7 @@ def _quarantine(work: Work, report: CheckpointReport) -> MoveRecord:
 def _step(stores: Stores, move_id: int, state: State, now: datetime, owner: str) -> MoveRecord:
     with stores.ledger.lease(move_id, owner) as record:
         if record.state is State.QUARANTINED or record.has_reached(state):
-            if state is State.COMMITTED and record.state is State.COMMITTED and record.transition in SETTLED:
+            if state is State.COMMITTED and record.state is State.COMMITTED:
                 handover.settle(Work(stores, dataset_named(stores, record.unit.dataset), record, now, owner))
             return record
         previous = ORDER[ORDER.index(state) - 1]
@@ -228,9 +228,6 @@ def _step(stores: Stores, move_id: int, state: State, now: datetime, owner: str)
         log.info("%s move=%s rows=%d bytes=%d seconds=%.3f", state, done, done.row_count, done.bytes_after, took)
         return done
 
-
-SETTLED = (Transition.HOT_TO_WARM, Transition.MERGE)
-"""Transitions that, with two databases, retire the hot copy in a transaction after the commit."""
 
 _STAGE = {State.SEALED: "seal", State.COPIED: "copy", State.VERIFIED: "verify", State.COMMITTED: "commit"}
 _FUNCTIONS: dict[State, Callable[[ModuleType], Callable[[Work], MoveRecord]]] = {
@@ -259,12 +256,10 @@ def finish_open(stores: Stores, dataset: Dataset, now: datetime, owner: str) -> 
     """Settle committed moves whose hot copy is still attached (a crash between two databases); return how many."""
     if stores.is_one_database:
         return 0
-    settled = 0
-    for record in stores.ledger.moves(dataset.name, [State.COMMITTED]):
-        if record.transition in SETTLED:
-            handover.settle(Work(stores, dataset, record, now, owner))
-            settled += 1
-    return settled
+    committed = stores.ledger.moves(dataset.name, [State.COMMITTED])
+    for record in committed:
+        handover.settle(Work(stores, dataset, record, now, owner))
+    return len(committed)
 
 
 def run_move(stores: Stores, move_id: int, now: datetime, owner: str) -> Receipt:

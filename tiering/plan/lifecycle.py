@@ -103,7 +103,9 @@ def _next_transition(dataset: Dataset, home: Residence, clock: _Clock) -> Transi
         # Past retention too: only a sealed, counted copy may expire, so a hot unit goes warm first.
         return Transition.HOT_TO_WARM if clock.is_past(end, policy.hot_to_warm) else None
     if home.tier is Tier.EXPIRED:
-        return None
+        # Rows that came after the end of their unit's retention follow it.
+        is_over = clock.is_past(end, policy.retention) and not home.hold
+        return Transition.EXPIRE if home.late_count and is_over else None
     if home.late_count:
         # Before expiry as well: else the late rows of an expired unit would outlive it.
         return Transition.MERGE
@@ -118,11 +120,11 @@ def _next_transition(dataset: Dataset, home: Residence, clock: _Clock) -> Transi
 
 def _move(dataset: Dataset, home: Residence, step: Transition) -> Move:
     span = _ages(dataset)[step]
-    merged = replace(home.unit, generation=home.unit.generation + 1)
+    is_late = step is Transition.MERGE or home.tier is Tier.EXPIRED
     return Move(
-        unit=merged if step is Transition.MERGE else home.unit,
+        unit=replace(home.unit, generation=home.unit.generation + 1) if is_late else home.unit,
         transition=step,
-        row_count=home.row_count + (home.late_count if step is Transition.MERGE else 0),
+        row_count=home.row_count + (home.late_count if is_late else 0),
         size_bytes=home.size_bytes,
         due_at=None if span is None else due(home.unit.end, span),
     )
@@ -199,7 +201,7 @@ def check_plan(plan: Plan, dataset: Dataset, residences: Sequence[Residence]) ->
     ages = _ages(dataset)
     for move in plan.moves:
         home, span = by_name[move.unit.name], ages[move.transition]
-        if move.transition is Transition.EXPIRE and (home.hold or home.tier not in (Tier.WARM, Tier.COLD)):
+        if move.transition is Transition.EXPIRE and (home.hold or home.tier is Tier.HOT):
             raise _broken(str(move.unit), "it would expire though it is held or hot")
         if home.move_state in OPEN or move.transition is Transition.MERGE:
             continue
