@@ -45,7 +45,9 @@ def plan_columns(described: Sequence[tuple[str, str, bool]]) -> tuple[Column, ..
         raise SchemaMismatch("plan columns", "table", "it has no columns")
     for name in names:
         if name == EXACT_COLUMN or names.count(name) > 1:
-            raise SchemaMismatch("plan columns", name, "the name is taken", f"`{EXACT_COLUMN}` is the lake's own column.")
+            raise SchemaMismatch(
+                "plan columns", name, "the name is taken", f"`{EXACT_COLUMN}` is the lake's own column."
+            )
     return tuple(
         _plan_column(name, pg_type, number, is_not_null)
         for number, (name, pg_type, is_not_null) in enumerate(described, start=1)

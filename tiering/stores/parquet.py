@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from tiering.errors import CorruptCopy, SchemaMismatch, StoreFull, StoreUnavailable
 from tiering.model import EXACT_COLUMN, Column, Kind
 from tiering.stores.parquet_schema import arrow_schema, batch_schema
-from tiering.stores.parquet_sort import SortedRows
+from tiering.stores.parquet_sort import SortedRows, release_memory
 
-ROW_GROUP_ROWS_MAX = 262_144
-_ROW_GROUP_BYTES = 32 << 20
-_READ_ROWS = 65_536
+ROW_GROUP_ROWS_MAX = 131_072
+_ROW_GROUP_BYTES = 16 << 20
+_READ_ROWS = 16_384
 
 # Sorted integers differ little from row to row; decimals of up to 18 digits are stored as integers too.
 _DELTA = (Kind.INT2, Kind.INT4, Kind.INT8, Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
@@ -81,7 +81,11 @@ def write_parquet(
 
 
 def _write(
-    batches: Iterable[pa.RecordBatch], columns: Sequence[Column], sort: Sequence[str], file: BinaryIO, scratch: Path | None
+    batches: Iterable[pa.RecordBatch],
+    columns: Sequence[Column],
+    sort: Sequence[str],
+    file: BinaryIO,
+    scratch: Path | None,
 ) -> ParquetReceipt:
     rows = SortedRows(batch_schema(columns), sort, scratch)
     for batch in batches:
@@ -92,6 +96,7 @@ def _write(
         count = 0
         for group in _ahead(_groups(rows, schema, per_group)):
             writer.write_table(group, row_group_size=per_group)
+            release_memory()
             count += 1
     file.flush()
     file.seek(0)

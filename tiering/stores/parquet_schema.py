@@ -59,8 +59,7 @@ def batch_schema(columns: Sequence[Column]) -> pa.Schema:
 
 def _schema(columns: Sequence[Column], type_of: Callable[[Column], pa.DataType]) -> pa.Schema:
     fields = [
-        pa.field(c.name, type_of(c), nullable=True, metadata={"PARQUET:field_id": str(c.field_id)})
-        for c in columns
+        pa.field(c.name, type_of(c), nullable=True, metadata={"PARQUET:field_id": str(c.field_id)}) for c in columns
     ]
     exact = pa.field(EXACT_COLUMN, pa.string(), nullable=True, metadata={"PARQUET:field_id": str(EXACT_FIELD_ID)})
     return pa.schema([*fields, exact])

@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiering.stores.parquet_radix import order_of
+
 WORDS_MAX = 1 << 15
-_RUN_BYTES = 24 << 20
-_KEPT_BYTES = 24 << 20
-_BLOCK_ROWS = 8_192
+_RUN_BYTES = 8 << 20
+_BLOCK_ROWS = 4_096
 _FIXED_BYTES = 8
 
 
@@ -69,7 +70,6 @@ class SortedRows:
         self.text_bytes = 0
         self._batches: list[pa.RecordBatch] = []
         self._batch_bytes = 0
-        self._kept_bytes = 0
         self._runs: list[_Run] = []
 
     @property
@@ -99,21 +99,22 @@ class SortedRows:
         codes = self.words[name].code(array) if self.words[name].is_open else None
         return array.dictionary_decode() if codes is None else codes
 
-    def _close_run(self) -> None:
+    def _close_run(self, is_last: bool = False) -> None:
         table = self._arrange(pa.Table.from_batches(_unified(self._batches)))
         self._batches, self._batch_bytes = [], 0
         keys = self._keys(table, range(0, table.num_rows, _BLOCK_ROWS))
-        if self._kept_bytes + table.nbytes <= _KEPT_BYTES:
-            self._kept_bytes += table.nbytes
-            self._runs.append(_Run(keys, table))
+        if is_last and not self._runs:
+            self._runs.append(_Run(keys, table))  # all there is: no need of a file
         else:
-            file = tempfile.TemporaryFile(dir=self._scratch, prefix="tiering-sort-")
+            file = tempfile.TemporaryFile(dir=self._scratch, prefix="tiering-sort-")  # noqa: SIM115 - the run closes it
             self._runs.append(_Run(keys, _spill(table, file), file))
+        del table
+        release_memory()
 
     def slices(self, rows: int) -> Iterator[pa.Table]:
         """Give all rows in order, in tables of about `rows` rows; call once, after the last `add`."""
         if self._batches:
-            self._close_run()
+            self._close_run(is_last=True)
         samples = sorted(key for run in self._runs for key in run.keys)
         step = max(1, rows // _BLOCK_ROWS)
         pending: pa.Table | None = None
@@ -136,7 +137,9 @@ class SortedRows:
 
     def decode(self, table: pa.Table) -> pa.Table:
         """Turn codes into dictionaries of this table's own words, sorted."""
-        return pa.Table.from_arrays([self._decoded(f, table.column(f.name)) for f in self.schema], names=table.column_names)
+        return pa.Table.from_arrays(
+            [self._decoded(f, table.column(f.name)) for f in self.schema], names=table.column_names
+        )
 
     def _decoded(self, field: pa.Field, column: pa.ChunkedArray) -> pa.Array:
         if pa.types.is_null(column.type):
@@ -173,8 +176,8 @@ class SortedRows:
         """Sort a table in memory: by one packed integer where the keys allow it."""
         table = table.combine_chunks()
         keys = [word for name in self.sort for word in self._sort_words(name, table.column(name))]
-        packed = _pack(keys)
-        order = np.argsort(packed) if packed is not None else np.lexsort(keys[::-1])
+        packed, bits = _pack(keys)
+        order = order_of(packed, bits) if packed is not None else np.lexsort(keys[::-1] or [np.zeros(table.num_rows)])
         return table.take(pa.array(order))
 
     def _sort_words(self, name: str, column: pa.ChunkedArray) -> list[Any]:
@@ -205,12 +208,19 @@ class SortedRows:
         elif _is_rankable(array.type):
             values = _storage(array).to_pylist()
         else:
-            values = [v if ok else None for v, ok in zip(_integers(array).tolist(), _valid(array).tolist(), strict=True)]
+            values = [
+                v if ok else None for v, ok in zip(_integers(array).tolist(), _valid(array).tolist(), strict=True)
+            ]
         return [() if value is None else (value,) for value in values]
 
     def _cut(self, table: pa.Table, edge: tuple[Any, ...]) -> int:
         """Find the first row whose key is not below `edge`."""
         return bisect_left(range(table.num_rows), edge, key=lambda i: self._keys(table, [i])[0])
+
+
+def release_memory() -> None:
+    """Give Arrow's free memory back to the system: its pool would keep a run's worth of it."""
+    pa.default_memory_pool().release_unused()
 
 
 class _Run:
@@ -262,20 +272,18 @@ def _conform(part: Any, types: dict[str, pa.DataType]) -> Any:
     return part
 
 
-def _pack(words: list[Any]) -> Any:
-    """Join the sort words in one int64 where their ranges have room in 63 bits; else None."""
+def _pack(words: list[Any]) -> tuple[Any, int]:
+    """Join the sort words in one int64, and say how many bits it uses; None when 63 are not enough."""
     packed: Any = None
     bits_used = 0
     for word in words:
-        if not len(word):
-            return np.zeros(0, np.int64)
-        low, high = int(word.min()), int(word.max())
+        low, high = (int(word.min()), int(word.max())) if len(word) else (0, 0)
         bits = (high - low).bit_length()
         bits_used += bits
         if bits_used > 63:
-            return None
+            return None, 0
         packed = (word - low) if packed is None else (packed << bits) | (word - low)
-    return packed
+    return packed, bits_used
 
 
 def _integers(array: pa.Array) -> Any:
@@ -317,11 +325,11 @@ def _storage(array: pa.Array) -> pa.Array:
 
 
 def _is_variable(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_binary(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
 
 
 def _is_rankable(kind: pa.DataType) -> bool:
-    return _is_variable(kind) or kind == pa.uuid() or pa.types.is_decimal128(kind)
+    return bool(_is_variable(kind) or kind == pa.uuid() or pa.types.is_decimal128(kind))
 
 
 def _text_bytes(array: pa.Array) -> int:

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False
 """Numba kernels: rows of PostgreSQL's binary COPY into columns, without Python per row.
 
 The kernels only move bits. What they mean (types, errors, Arrow) is `pgcopy_read`'s business.
@@ -6,8 +7,8 @@ The kernels only move bits. What they mean (types, errors, Arrow) is `pgcopy_rea
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from tiering.stores.compiled import compiled
 from tiering.stores.pgcopy_memory import (
     call_free,
     call_get_copy_data,
@@ -39,8 +40,8 @@ _HEADER_BYTES = 19
 _TEN = np.array([10**i for i in range(19)], np.int64)
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _read_decimal(at, scale):  # type: ignore[no-untyped-def]
+@compiled
+def _read_decimal(at, scale):
     """Read a finite numeric of at most 18 digits as an integer of `scale`; False when it does not fit."""
     count, weight = np.int64(load_be16(at)), np.int64(load_be16(at + 2))
     value = np.int64(0)
@@ -69,8 +70,8 @@ def _read_decimal(at, scale):  # type: ignore[no-untyped-def]
     return (-value if negative else value), True
 
 
-@njit(nogil=True, cache=True)
-def _multiply_add(limbs, factor, addend):  # type: ignore[no-untyped-def]
+@compiled
+def _multiply_add(limbs, factor, addend):
     carry = np.uint64(addend)
     for i in range(4):
         carry += np.uint64(limbs[i]) * np.uint64(factor)
@@ -79,8 +80,8 @@ def _multiply_add(limbs, factor, addend):  # type: ignore[no-untyped-def]
     return carry == 0
 
 
-@njit(nogil=True, cache=True)
-def _read_wide(at, scale, limbs):  # type: ignore[no-untyped-def]
+@compiled
+def _read_wide(at, scale, limbs):
     """Read a finite numeric of at most 38 digits into four 32-bit limbs, two's complement; False: no fit."""
     count, weight = np.int64(load_be16(at)), np.int64(load_be16(at + 2))
     limbs[:] = 0
@@ -108,8 +109,8 @@ def _read_wide(at, scale, limbs):  # type: ignore[no-untyped-def]
     return fits
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _read_int(at, length):  # type: ignore[no-untyped-def]
+@compiled
+def _read_int(at, length):
     if length == 8:
         return load_be64(at)
     if length == 4:
@@ -119,8 +120,8 @@ def _read_int(at, length):  # type: ignore[no-untyped-def]
     return np.int64(load_u8(at))
 
 
-@njit(nogil=True, cache=True)
-def _decode_row(at, end, row, wire, scale, slot, values, extra, valid, heap, special, state, limbs):  # type: ignore[no-untyped-def]
+@compiled
+def _decode_row(at, end, row, wire, scale, slot, values, extra, valid, heap, special, state, limbs):
     """Decode the fields of one row that begin at `at`; give the address behind it, or minus a reason."""
     for c in range(wire.size):
         if at + 4 > end:
@@ -140,11 +141,11 @@ def _decode_row(at, end, row, wire, scale, slot, values, extra, valid, heap, spe
         is_special = False
         if kind == WIRE_BYTES:
             used = state[HEAP_USED]
-            copy_memory(heap.ctypes.data + used, at, length)
+            copy_memory(np.int64(heap.ctypes.data) + used, at, length)
             value = used
             extra[slot[c], row] = length
             state[HEAP_USED] = used + length
-        elif kind == WIRE_DECIMAL or kind == WIRE_WIDE:
+        elif kind in (WIRE_DECIMAL, WIRE_WIDE):
             sign = np.int64(load_be16(at + 4)) & 0xFFFF
             if sign >= NUMERIC_SPECIAL:
                 is_special = True
@@ -166,7 +167,7 @@ def _decode_row(at, end, row, wire, scale, slot, values, extra, valid, heap, spe
                 else:
                     value += UNIX_TO_PG_MICROSECONDS
             elif kind == WIRE_DATE:
-                if value == INT32_MIN or value == INT32_MAX:
+                if value in (INT32_MIN, INT32_MAX):
                     is_special = True
                 else:
                     value += UNIX_TO_PG_DAYS
@@ -187,8 +188,8 @@ def _decode_row(at, end, row, wire, scale, slot, values, extra, valid, heap, spe
     return at
 
 
-@njit(nogil=True, cache=True)
-def decode_rows(get, free, connection, buffer_out, state, wire, scale, slot, values, extra, valid, heap, special):  # type: ignore[no-untyped-def]
+@compiled
+def decode_rows(get, free, connection, buffer_out, state, wire, scale, slot, values, extra, valid, heap, special):
     """Fetch and decode rows until the batch is full or the stream ends; the state vector carries on.
 
     A row that the heap has no room for stays pending: the caller takes the batch, or grows the heap.
@@ -197,7 +198,7 @@ def decode_rows(get, free, connection, buffer_out, state, wire, scale, slot, val
     capacity = values.shape[1]
     while True:
         if state[BUFFER] == 0:
-            got = call_get_copy_data(get, connection, buffer_out.ctypes.data)
+            got = call_get_copy_data(get, connection, np.int64(buffer_out.ctypes.data))
             if got < 0:
                 return ENDED if got == -1 else FAILED
             state[BUFFER] = buffer_out[0]
@@ -239,8 +240,8 @@ def decode_rows(get, free, connection, buffer_out, state, wire, scale, slot, val
         state[BUFFER] = 0
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _hash(at, length):  # type: ignore[no-untyped-def]
+@compiled
+def _hash(at, length):
     value = np.uint64(length) * np.uint64(0x9E3779B97F4A7C15)
     while length >= 8:
         value = (value ^ load_u64(at)) * np.uint64(0xFF51AFD7ED558CCD)
@@ -252,29 +253,29 @@ def _hash(at, length):  # type: ignore[no-untyped-def]
     return value ^ (value >> np.uint64(29))
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _same(a, b, length):  # type: ignore[no-untyped-def]
+@compiled
+def _same(a, b, length):
     while length >= 8:
         if load_u64(a) != load_u64(b):
             return False
         a += 8
         b += 8
         length -= 8
-    for i in range(length):
+    for i in range(length):  # noqa: SIM110 - numba compiles no generators here
         if load_u8(a + i) != load_u8(b + i):
             return False
     return True
 
 
-@njit(nogil=True, cache=True)
-def encode_words(heap, starts, lengths, valid, count, codes, table, words, word_ends, used):  # type: ignore[no-untyped-def]
+@compiled
+def encode_words(heap, starts, lengths, valid, count, codes, table, words, word_ends, used):
     """Replace values by codes of a growing dictionary; False when it has no room (then drop the codes).
 
     Args: `table` is an open-addressing hash of size 2**n holding code + 1; `words` and `word_ends` hold
     the dictionary; `used` = [word count, byte count].
     """
     mask = np.uint64(table.size - 1)
-    source, target = heap.ctypes.data, words.ctypes.data
+    source, target = np.int64(heap.ctypes.data), np.int64(words.ctypes.data)
     last = np.int64(-1)
     for row in range(count):
         if valid[row] == 0:
@@ -286,7 +287,7 @@ def encode_words(heap, starts, lengths, valid, count, codes, table, words, word_
             if word_ends[last] - begin == length and _same(target + begin, at, length):
                 codes[row] = last
                 continue
-        place = _hash(at, length) & mask
+        place = _hash(at, np.int64(length)) & mask
         while True:
             code = np.int64(table[place]) - 1
             if code < 0:
@@ -308,10 +309,10 @@ def encode_words(heap, starts, lengths, valid, count, codes, table, words, word_
     return True
 
 
-@njit(nogil=True, cache=True)
-def gather_bytes(heap, starts, lengths, valid, count, offsets, out):  # type: ignore[no-untyped-def]
+@compiled
+def gather_bytes(heap, starts, lengths, valid, count, offsets, out):
     """Lay the values of one column end to end, as Arrow's variable-size layout wants them."""
-    source, target = heap.ctypes.data, out.ctypes.data
+    source, target = np.int64(heap.ctypes.data), np.int64(out.ctypes.data)
     at = np.int64(0)
     for row in range(count):
         offsets[row] = at
@@ -321,7 +322,7 @@ def gather_bytes(heap, starts, lengths, valid, count, offsets, out):  # type: ig
     offsets[count] = at
 
 
-@njit(nogil=True, cache=True)
-def release(free, buffer):  # type: ignore[no-untyped-def]
+@compiled
+def release(free, buffer):
     """Free a row that libpq gave and nobody will decode."""
     call_free(free, buffer)

@@ -78,7 +78,9 @@ def error_of(sqlstate: str, message: str, operation: str, subject: str) -> Tieri
     """Choose our error for a SQLSTATE; no SQLSTATE at all means that the connection broke."""
     cause = " ".join(message.split()) or "the connection broke"
     if not sqlstate:
-        return StoreUnavailable(operation, subject, cause, "Check that PostgreSQL is up; the next run goes on from here.")
+        return StoreUnavailable(
+            operation, subject, cause, "Check that PostgreSQL is up; the next run goes on from here."
+        )
     for prefix, family in _FAMILIES:
         if sqlstate.startswith(prefix):
             return family(operation, subject, f"{cause} (SQLSTATE {sqlstate})")

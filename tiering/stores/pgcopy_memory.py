@@ -10,7 +10,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba import extending
+
+intrinsic: Any = extending.intrinsic
 
 
 def _pointer(builder: Any, address: Any, bits: int) -> Any:
@@ -18,7 +20,7 @@ def _pointer(builder: Any, address: Any, bits: int) -> Any:
 
 
 def _make_load(bits: int, result: Any, is_big_endian: bool) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def load(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             value = builder.load(_pointer(builder, args[0], bits))
@@ -31,7 +33,7 @@ def _make_load(bits: int, result: Any, is_big_endian: bool) -> Any:
 
 
 def _make_store(bits: int, stored: Any, is_big_endian: bool) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def store(typing_context: Any, address: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             value = builder.bswap(args[1]) if is_big_endian else args[1]
@@ -56,7 +58,7 @@ store_be32 = _make_store(32, types.int32, True)
 store_be64 = _make_store(64, types.int64, True)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def copy_memory(typing_context: Any, target: Any, source: Any, length: Any) -> Any:
     """Copy `length` bytes between two addresses that do not overlap."""
 
@@ -70,7 +72,7 @@ def copy_memory(typing_context: Any, target: Any, source: Any, length: Any) -> A
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def call_get_copy_data(typing_context: Any, function: Any, connection: Any, buffer_out: Any) -> Any:
     """Call `PQgetCopyData(connection, buffer_out, 0)` at address `function`."""
 
@@ -82,7 +84,7 @@ def call_get_copy_data(typing_context: Any, function: Any, connection: Any, buff
     return types.int32(types.int64, types.int64, types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def call_free(typing_context: Any, function: Any, pointer: Any) -> Any:
     """Call `PQfreemem(pointer)` at address `function`."""
 

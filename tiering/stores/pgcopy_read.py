@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +23,11 @@ from tiering.stores.parquet_schema import DECIMAL64_DIGITS_MAX, batch_schema, ba
 from tiering.stores.pgcopy_exact import exact_json, exact_text
 from tiering.stores.pgcopy_libpq import FREE, GET_COPY_DATA, CopyStream, copying, mapped
 
-ROWS_PER_BATCH = 65_536
+ROWS_PER_BATCH = 16_384
 DICTIONARY_WORDS_MAX = 1 << 15
 """A text column with more distinct values than this is not kept as a dictionary."""
 _DICTIONARY_BYTES_MAX = 1 << 21
-_HEAP_BYTES = 4 << 20
+_HEAP_BYTES = 1 << 20
 _SPECIALS_MAX = 8_192
 
 _VARIABLE = (Kind.TEXT, Kind.BYTES, Kind.UUID, Kind.EXACT_TEXT)
@@ -38,7 +38,7 @@ _NARROW: dict[Kind, Any] = {
     Kind.DATE: np.int32,
 }
 
-Relation = str | tuple[str, ...] | sql.Composable
+Relation: TypeAlias = str | tuple[str, ...] | sql.Composable
 
 
 def identify(relation: Relation) -> sql.Composable:
@@ -99,6 +99,9 @@ def read_parallel(
     Args:
         connect: opens a connection outside any transaction; it is closed here.
         table: a plain table (a leaf partition): blocks have no meaning in a view or a partitioned parent.
+        columns: what to read, in this order.
+        readers: connections at most; small tables take one.
+        rows_per_batch: rows in a batch at most.
 
     Raises:
         TieringError: as `read_batches`; the first failure of any reader.
@@ -111,7 +114,7 @@ def read_parallel(
             leader.close()
             raise
     ranges = _split_blocks(blocks, readers)
-    found: queue.Queue[pa.RecordBatch | BaseException | None] = queue.Queue(maxsize=2 * len(ranges))
+    found: queue.Queue[pa.RecordBatch | BaseException | None] = queue.Queue(maxsize=len(ranges))
     stop = threading.Event()
 
     def read_range(number: int, where: sql.Composable) -> None:
@@ -340,7 +343,6 @@ class _Decoder:
         for row, at, raw in specials:
             rows.setdefault(row, {})[self.columns[at].name] = exact_text(self.columns[at].kind, raw)
         return pa.array([exact_json(rows[i]) if i in rows else None for i in range(count)], pa.string())
-
 
 
 def _bitmap(valid: Any) -> pa.Buffer | None:
