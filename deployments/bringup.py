@@ -1,4 +1,4 @@
-"""Bring everything up, or down: servers, Prefect server, deployments, worker. `python -m deployments.bringup up|down`."""
+"""Bring servers, Prefect server, deployments and worker up, or down: `python -m deployments.bringup up|down`."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from infra.local.state import State
 
 BUCKETS = ("tiering-lake", "tiering-backup")
 REGION = "us-east-1"
+PROBE = "stack-probe"
 # Every part of SeaweedFS listens somewhere; left alone it takes the well-known ports.
 PARTS = ("master", "volume", "filer", "s3", "admin")
 
@@ -79,12 +80,20 @@ class S3:
         return [Command("s3", [*arguments, *ports, *off, *size], log, environment, self._data)]
 
     def is_ready(self) -> bool:
-        """List buckets with our credentials."""
+        """Read an object back, from before this start where there is one.
+
+        Why: names are served before the volumes have reported; reads then fail for a moment (seen after SIGKILL).
+        """
+        client = self.client()
         try:
-            self.client().list_buckets()
+            present = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+            if PROBE not in present:
+                client.create_bucket(Bucket=PROBE)
+            if not client.list_objects_v2(Bucket=PROBE).get("KeyCount"):
+                client.put_object(Bucket=PROBE, Key="probe", Body=b"ready")
+            return bool(client.get_object(Bucket=PROBE, Key="probe")["Body"].read() == b"ready")
         except (BotoCoreError, ClientError):
             return False
-        return True
 
     def settle(self) -> None:
         """Create the buckets that are not there."""
