@@ -1,0 +1,118 @@
+"""prefect.yaml, automations and limits say what they seem to say: Prefect itself ignores what it does not know."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+from prefect import Flow
+from prefect.cli.deploy._models import (
+    ConcurrencyLimitSpec,
+    DeploymentConfig,
+    PrefectYamlModel,
+    RawScheduleConfig,
+    WorkPoolConfig,
+)
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.schemas.automations import AutomationCore
+from pydantic import BaseModel
+
+from deployments.limits import limits
+from tiering.plan.policies import parse_policies
+
+PROJECT = Path(__file__).parents[1]
+DOCUMENT: dict[str, Any] = yaml.safe_load((PROJECT / "prefect.yaml").read_text())
+DEPLOYMENTS: list[dict[str, Any]] = DOCUMENT["deployments"]
+NAMES = [f"{entry['entrypoint'].rsplit('.', 1)[-1]}/{entry['name']}" for entry in DEPLOYMENTS]
+
+each_deployment = pytest.mark.parametrize("entry", DEPLOYMENTS, ids=NAMES)
+
+
+def unknown_keys(given: dict[str, Any], model: type[BaseModel]) -> set[str]:
+    known = set(model.model_fields) | {field.alias for field in model.model_fields.values() if field.alias}
+    return given.keys() - known
+
+
+def flow_of(entry: dict[str, Any]) -> Flow[..., Any]:
+    module, _, name = entry["entrypoint"].rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    assert isinstance(found, Flow), f"{entry['entrypoint']} is no flow"
+    return found
+
+
+def test_prefect_knows_every_key_of_the_file() -> None:
+    # `definitions` only holds anchors.
+    assert unknown_keys(DOCUMENT, PrefectYamlModel) == {"definitions"}
+    PrefectYamlModel.model_validate(DOCUMENT)
+
+
+@each_deployment
+def test_prefect_knows_every_key_of_a_deployment(entry: dict[str, Any]) -> None:
+    assert not unknown_keys(entry, DeploymentConfig)
+    assert not unknown_keys(entry["work_pool"], WorkPoolConfig)
+    assert not unknown_keys(entry["concurrency_limit"], ConcurrencyLimitSpec)
+    for schedule in entry["schedules"]:
+        assert not unknown_keys(schedule, RawScheduleConfig)
+
+
+@each_deployment
+def test_its_parameters_fit_the_flow(entry: dict[str, Any]) -> None:
+    flow = flow_of(entry)
+    assert entry["parameters"].keys() == flow.parameters.properties.keys()
+    flow.validate_parameters(entry["parameters"])
+
+
+@each_deployment
+def test_it_says_what_it_does_and_one_run_waits_for_another(entry: dict[str, Any]) -> None:
+    assert entry["description"]
+    assert entry["tags"]
+    assert entry["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert entry["work_pool"]["name"] == "local"
+
+
+@each_deployment
+def test_its_schedules_are_valid_and_named(entry: dict[str, Any]) -> None:
+    for schedule in entry["schedules"]:
+        CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+        assert ZoneInfo(schedule["timezone"])
+        # With a slug a schedule can be changed and pruned; `active` would undo a pause made in the UI.
+        assert schedule["slug"]
+        assert "active" not in schedule
+
+
+def test_names_and_slugs_are_used_once() -> None:
+    slugs = [schedule["slug"] for entry in DEPLOYMENTS for schedule in entry["schedules"]]
+    assert len(set(slugs)) == len(slugs)
+    assert len(set(NAMES)) == len(NAMES)
+
+
+def test_each_data_class_that_moves_has_every_flow_of_a_life() -> None:
+    policies = parse_policies((PROJECT / "deployments/policies.yaml").read_text(), "policies.yaml")
+    moving = {policy.name for policy in policies.classes if policies.of_class(policy.name)}
+    served: dict[str, set[str]] = {}
+    for entry in DEPLOYMENTS:
+        if "data_class" in entry["parameters"]:
+            served.setdefault(entry["parameters"]["data_class"], set()).add(flow_of(entry).name)
+    assert served == {name: {"hot-to-warm", "compress", "warm-to-cold", "expire"} for name in moving}
+
+
+def test_the_automation_ends_runs_that_no_longer_beat() -> None:
+    (entry,) = yaml.safe_load((PROJECT / "deployments/automations.yaml").read_text())["automations"]
+    assert not unknown_keys(entry, AutomationCore)
+    automation = AutomationCore.model_validate(entry)
+    assert automation.enabled
+    trigger, (action,) = automation.trigger, automation.actions
+    assert not unknown_keys(entry["trigger"], type(trigger))
+    assert not unknown_keys(entry["actions"][0], type(action))
+    ends = {"Completed", "Quarantined", "Failed", "Cancelled", "Crashed", "TimedOut"}
+    assert trigger.expect == {"prefect.flow-run.heartbeat"} | {f"prefect.flow-run.{end}" for end in ends}
+
+
+def test_each_dataset_that_moves_has_a_limit() -> None:
+    assert limits() == {
+        f"tiering-{name}": 1 for name in ("market_bars", "index_bars", "technical_indicators", "financial_statements")
+    }
