@@ -20,7 +20,7 @@ from tiering import errors
 from tiering.model import Column, Fingerprint, State, Tier
 from tiering.ops.work import Work, both, compared_columns, fingerprint_of, prove_copy
 from tiering.plan.layout import lake_key
-from tiering.stores import parquet, pgcopy, tables
+from tiering.stores import parquet, pgcopy, pghash, tables
 from tiering.stores.lake import LakeFile
 from tiering.stores.ledger import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
 from tiering.stores.opening import Stores
@@ -119,7 +119,7 @@ def verify_object(work: Work, relation: sql.Composable, columns: tuple[Column, .
             work.unit, Tier.COLD, work.record.target, False, 0, work.record.bytes_after, sha256=details["sha256"]
         )
         with fetched(work.stores, record) as file:
-            return pgcopy.fingerprint_batches(parquet.read_parquet_batches(file, compared), compared, work.dataset.key)
+            return pghash.fingerprint_batches(parquet.read_parquet_batches(file, compared), compared, work.dataset.key)
 
     source, copied = both(lambda: fingerprint_of(work.stores.warm, relation, work.dataset, columns, subject), read_back)
     prove_copy(subject, source, copied, work.record.bytes_after)

@@ -54,7 +54,12 @@ def pump_into_stage(work: Work, source: str, stage: str) -> int:
         tables.create_like(
             connection, stage, tables.warm_parent(work.dataset.name), work.unit, work.dataset.time_column
         )
-    return pgcopy.pump(stores.hot, source, stores.warm, stage, columns, subject=str(work.unit))
+    with (
+        stores.hot.transaction("read", source, read_only=True) as reading,
+        stores.warm.transaction("write", stage) as writing,
+    ):
+        rows, _ = pgcopy.pump(reading, identifier(source), writing, identifier(stage), columns)
+    return rows
 
 
 def verify(work: Work) -> MoveRecord:

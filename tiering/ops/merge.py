@@ -137,10 +137,8 @@ def _late_in_warm(work: Work) -> str:
 
 def _load_cold(work: Work, old: UnitRecord, stage: str, columns: tuple[Column, ...]) -> None:
     """Bring the old file's rows back and prove them equal to what was exported."""
-    with export.fetched(work.stores, old) as file:
-        pgcopy.write_rows(
-            work.stores.warm, stage, columns, parquet.read_parquet_batches(file, columns), subject=str(work.unit)
-        )
+    with export.fetched(work.stores, old) as file, work.stores.warm.transaction("bring back", str(old.unit)) as writing:
+        pgcopy.write_rows(writing, identifier(stage), columns, parquet.read_parquet_batches(file, columns))
     back = fingerprint_of(work.stores.warm, identifier(stage), work.dataset, columns, str(old.unit))
     if old.fingerprint is not None:
         demand_equal(f"{old.unit} (brought back)", old.fingerprint, back)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from tiering.model import State, Tier
 from tiering.ops.export import warm_unit
-from tiering.ops.work import Work, demand_equal, fingerprint_of
-from tiering.stores import tables
-from tiering.stores.ledger import MoveRecord, UnitRecord
+from tiering.ops.work import Work, compared_columns, demand_equal, fingerprint_of
+from tiering.stores import pghash, tables
+from tiering.stores.ledger import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
 
 
 def seal(work: Work) -> MoveRecord:
@@ -21,23 +21,35 @@ def seal(work: Work) -> MoveRecord:
 
 
 def copy(work: Work) -> MoveRecord:
-    """Write the packed copy beside the rows."""
+    """Write the packed copy: beside the rows, or in their place where the engine compresses in place.
+
+    The rows' fingerprint is taken first, because in place there is no source left to read afterwards. In place
+    the comparison is part of the transaction: a difference rolls it back, and the rows are as they were.
+    """
     unit, columns = warm_unit(work), work.columns()
-    with work.stores.warm.transaction("pack", str(work.unit)) as connection:
-        packed = work.stores.warm_tables.pack(connection, work.dataset, unit, work.unit, columns)
-        size = tables.size_bytes(connection, packed)
-    return work.advance_alone(State.COPIED, target=packed, bytes_after=size)
+    warm, dataset, subject = work.stores.warm_tables, work.dataset, str(work.unit)
+    compared = compared_columns(dataset, columns)
+    with work.stores.warm.transaction("pack", subject) as connection:
+        rows = warm.relation(connection, dataset, unit, columns)
+        source = pghash.fingerprint(connection, rows, compared, dataset.key)
+        packed = warm.pack(connection, dataset, unit, work.unit, columns)
+        if packed == unit.location:
+            relation = warm.packed_relation(connection, dataset, work.unit, packed, columns)
+            demand_equal(subject, source, pghash.fingerprint(connection, relation, compared, dataset.key))
+        size = warm.size_bytes(connection, dataset, packed)
+    return work.advance_alone(
+        State.COPIED, target=packed, bytes_after=size, details={"rows": fingerprint_to_json(source)}
+    )
 
 
 def verify(work: Work) -> MoveRecord:
-    """Compare the rows with what the packed copy unpacks to."""
-    unit, columns, subject = warm_unit(work), work.columns(), str(work.unit)
-    stores, dataset = work.stores, work.dataset
+    """Compare the rows, as they were before packing, with what the packed copy unpacks to."""
+    columns, subject, stores = work.columns(), str(work.unit), work.stores
     with stores.warm.transaction("find", subject) as connection:
-        rows = stores.warm_tables.relation(connection, dataset, unit, columns)
-        packed = stores.warm_tables.packed_relation(connection, dataset, work.unit, work.record.target, columns)
-    source = fingerprint_of(stores.warm, rows, dataset, columns, subject)
-    demand_equal(subject, source, fingerprint_of(stores.warm, packed, dataset, columns, subject))
+        packed = stores.warm_tables.packed_relation(connection, work.dataset, work.unit, work.record.target, columns)
+    source = fingerprint_from_json(work.record.details["rows"])
+    assert source is not None, "written by copy"
+    demand_equal(subject, source, fingerprint_of(stores.warm, packed, work.dataset, columns, subject))
     return work.advance_alone(State.VERIFIED, row_count=source.row_count)
 
 

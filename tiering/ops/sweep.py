@@ -92,6 +92,7 @@ def _sweep_lake(
         o for o in [*listed, *metadata] if o.modified_at < old and stores.location(o.key) not in named | waiting
     ]
     if not dry_run:
+        stores.objects.drop_unfinished(older_than=old)
         stores.objects.delete([stores.key(t.location) for t in superseded] + [o.key for o in leftovers])
         _reclaim(stores, superseded, actor)
     return [Swept("lake", t.location, t.size_bytes, "grace period over") for t in superseded] + [

@@ -19,7 +19,7 @@ from tiering import errors
 from tiering.model import Column, Dataset, Fingerprint, State
 from tiering.ops.checkpoints import check_copy
 from tiering.plan.columns import plan_columns
-from tiering.stores import ledger, pgcopy, tables
+from tiering.stores import ledger, pghash, tables
 from tiering.stores.ledger import MoveRecord
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres
@@ -86,7 +86,7 @@ def fingerprint_of(
     """Ask PostgreSQL itself for the fingerprint of a relation: one scan, none of our decoding."""
     compared = compared_columns(dataset, columns)
     with database.transaction("fingerprint", subject, read_only=True) as connection:
-        return pgcopy.fingerprint(connection, relation, compared, dataset.key)
+        return pghash.fingerprint(connection, relation, compared, dataset.key)
 
 
 def demand_equal(subject: str, source: Fingerprint, copy: Fingerprint) -> None:

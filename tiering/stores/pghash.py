@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
 
 from tiering.errors import SchemaMismatch
 from tiering.model import Column, ColumnPrint, Fingerprint, Kind
 from tiering.stores import pghash_kernels as kernel
 from tiering.stores.pgcopy_matrix import Matrix
 from tiering.stores.pgcopy_read import Relation, identify
+from tiering.stores.postgres import fetch_one
 
 _MODULUS = 1 << 64
 _HASH_ROWS = 16_384
@@ -106,6 +108,15 @@ def parse_fingerprint(row: Sequence[Any], columns: Sequence[Column], key: Sequen
     for column in _key_columns(columns, key):
         found[column.name] = (int(next(cells)) if column.nullable else row_count), key_sum
     return Fingerprint(row_count, tuple(_print(c.name, *found[c.name]) for c in columns))
+
+
+def fingerprint(
+    connection: Connection, relation: Relation, columns: Sequence[Column], key: Sequence[str]
+) -> Fingerprint:
+    """Ask PostgreSQL itself for a relation's fingerprint: one scan in the caller's transaction."""
+    row = fetch_one(connection, fingerprint_query(relation, columns, key))
+    assert row is not None, "an aggregate gives one row"
+    return parse_fingerprint(row, columns, key)
 
 
 def fingerprint_batches(

@@ -51,7 +51,10 @@ class WarmTables(Protocol):
     def pack(
         self, connection: Connection, dataset: Dataset, record: UnitRecord, unit: Unit, columns: Sequence[Column]
     ) -> str:
-        """Write the packed copy of a unit beside it, seen by nobody; return its location. May be called again."""
+        """Write the packed copy of a unit beside it, seen by nobody; return its location. May be called again.
+
+        A backend that packs in place returns the unit's own location: prove the rows before this commits.
+        """
 
     def swap_packed(
         self, connection: Connection, dataset: Dataset, record: UnitRecord, packed: str, trash: str
@@ -62,6 +65,9 @@ class WarmTables(Protocol):
         self, connection: Connection, dataset: Dataset, unit: Unit, packed: str, columns: Sequence[Column]
     ) -> sql.Composable:
         """Return what to SELECT FROM to read a packed copy that is not yet swapped in."""
+
+    def size_bytes(self, connection: Connection, dataset: Dataset, location: str) -> int:
+        """Return all the bytes of a copy at a location that `put` or `pack` returned; 0 if it is not there."""
 
 
 class NativeWarm:
@@ -153,6 +159,10 @@ class NativeWarm:
     ) -> sql.Composable:
         """Return the packed table's rows as a subquery."""
         return sql.SQL("({}) AS unpacked").format(unpacked(packed, dataset, columns))
+
+    def size_bytes(self, connection: Connection, dataset: Dataset, location: str) -> int:
+        """Return the table's bytes with indexes and TOAST."""
+        return tables.size_bytes(connection, location)
 
 
 def add_missing_columns(connection: Connection, table: str, wanted: Sequence[tuple[str, str]]) -> list[str]:
