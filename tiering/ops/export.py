@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import IO, Any
 
+import pyarrow as pa
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
@@ -88,12 +89,10 @@ def write_object(work: Work, relation: sql.Composable, columns: tuple[Column, ..
     stores.lake.ensure_table(dataset.name, columns, dataset.unit, dataset.time_column)
     # An unlinked file: the kernel frees it whatever happens to this process.
     with tempfile.TemporaryFile(dir=stores.scratch_dir) as file:
-        connection = stores.warm.connect(f"export {unit}")
-        try:
-            batches = pgcopy.read_batches(connection, relation, columns)
-            written = parquet.write_parquet(batches, columns, dataset.sort or dataset.key, file)
-        finally:
-            connection.close()
+        with closing(_rows(work, relation, columns)) as batches:
+            written = parquet.write_parquet(
+                batches, columns, dataset.sort or dataset.key, file, scratch=stores.scratch_dir
+            )
         key = lake_key(unit, dataset.unit, written.sha256)
         location = stores.location(key)
         work = work.at(work.advance_alone(State.SEALED, target=location))
@@ -107,6 +106,19 @@ def write_object(work: Work, relation: sql.Composable, columns: tuple[Column, ..
         bytes_after=written.size_bytes,
         details={"key": key, "sha256": written.sha256},
     )
+
+
+def _rows(work: Work, relation: sql.Composable, columns: tuple[Column, ...]) -> Generator[pa.RecordBatch, None, None]:
+    """Read a relation's rows: over two connections where it is one plain table, which has blocks to share."""
+
+    def connect() -> Connection:
+        return work.stores.warm.connect(f"export {work.unit}")
+
+    if isinstance(relation, sql.Identifier):
+        yield from pgcopy.read_parallel(connect, relation.strings, columns)
+        return
+    with closing(connect()) as connection:
+        yield from pgcopy.read_batches(connection, relation, columns)
 
 
 def verify_object(work: Work, relation: sql.Composable, columns: tuple[Column, ...]) -> Fingerprint:
