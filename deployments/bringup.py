@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -119,6 +120,14 @@ def client_environment(stack: Stack) -> dict[str, str]:
     }
 
 
+def _child_environment(stack: Stack) -> dict[str, str]:
+    """Build the environment of what we start: the user's, Prefect's settings, our programs and modules first."""
+    environment = inherited_environment() | client_environment(stack)
+    for name, path in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", PROJECT)):
+        environment[name] = os.pathsep.join([str(path), *filter(None, [environment.get(name)])])
+    return environment
+
+
 def _server_port(stack: Stack) -> int:
     return stack.state.port(SERVER, preferred=UI_PORT)
 
@@ -145,7 +154,7 @@ def _apply(stack: Stack, project: Path, report: Report) -> None:
     report("deployments", "applying")
     mine = not is_running(stack.state.process(WORKER))
     arguments = ["deployments.apply", str(project), *(["--reconcile"] if mine else [])]
-    environment = inherited_environment() | client_environment(stack)
+    environment = _child_environment(stack)
     log = stack.directory / "logs" / "deployments.log"
     run_tool(Command("deployments", [sys.executable, "-m", *arguments], log, environment, project))
     report("deployments", "applied")
@@ -163,9 +172,7 @@ def _start_worker(stack: Stack, project: Path, report: Report) -> None:
 def _spawn(stack: Stack, name: str, module: list[str], directory: Path, environment: dict[str, str]) -> None:
     # Popen in a session of its own, never `sh &`: under that SIGINT is ignored and Prefect then swallows SIGTERM.
     log = stack.directory / "logs" / f"{name}.log"
-    everything = inherited_environment() | client_environment(stack) | environment
-    # `server start` and the flow runs look for programs of this environment on PATH.
-    everything["PATH"] = f"{Path(sys.executable).parent}:{everything.get('PATH', '')}"
+    everything = _child_environment(stack) | environment
     process = spawn(Command(name, [sys.executable, "-m", *module], log, everything, directory))
     stack.state.record_process(name, process)
 

@@ -51,7 +51,9 @@ def project() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="tiering-up-"))
     (directory / "marking.py").write_text(FLOW)
     (directory / "prefect.yaml").write_text(PREFECT_YAML)
-    shutil.copytree(bringup.PROJECT / "deployments", directory / "deployments")
+    (directory / "deployments").mkdir()
+    for file in (bringup.PROJECT / "deployments").glob("*.yaml"):
+        shutil.copy(file, directory / "deployments")
     try:
         bringup.up(directory / ".stack", directory)
         yield directory
