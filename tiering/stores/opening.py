@@ -13,7 +13,8 @@ from tiering.stores.lake import IcebergLake
 from tiering.stores.ledger import Ledger
 from tiering.stores.objects import S3Objects
 from tiering.stores.postgres import Postgres
-from tiering.stores.warm import NativeWarm, WarmTables
+from tiering.stores.timescale import choose_warm
+from tiering.stores.warm import WarmTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def open_stores(settings: Settings, policies: Policies) -> Iterator[Stores]:
             policies=policies,
             hot=hot,
             warm=warm,
-            warm_tables=NativeWarm(),
+            warm_tables=choose_warm(warm),
             ledger=Ledger(warm),
             lake=lake,
             objects=objects,
