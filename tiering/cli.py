@@ -1,0 +1,386 @@
+"""The `tiering` command: thin. Each sub-command opens the stores, calls one function of `ops/`, shows the result.
+
+Exit codes: 0 done · 1 failed · 2 bad arguments or configuration · 3 checks found differences · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiering import cli_output as out
+from tiering import errors
+from tiering.cli_moves import hold_app, policies_app, release, run, sweep
+
+# The stores cost a second or two to import, which `--help` and a mistyped option need not wait for:
+# hence the imports inside the functions, here and in cli_moves.
+if TYPE_CHECKING:
+    from tiering.model import Dataset
+    from tiering.stores.opening import Stores
+
+app = typer.Typer(
+    name="tiering",
+    help="Storage tiering: where every unit of data is, why, and where it goes next.\n\n"
+    "Exit codes: 0 done, 1 failed, 2 bad arguments, 3 checks found differences. "
+    "Settings are TIERING_* variables, also from `.env`; `tiering stack up` writes one.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
+At = Annotated[
+    str | None, typer.Option("--at", help="The instant to judge ages at, with time zone: 2026-11-22T08:00Z.  [now]")
+]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Only this dataset.")]
+
+
+def instant(text: str | None) -> datetime:
+    """Read --at.
+
+    Raises:
+        BadParameter: no instant, or one without time zone.
+    """
+    if text is None:
+        return datetime.now(UTC)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{text!r} is no instant; write it like 2026-11-22T08:00Z", param_hint="--at") from exc
+    if found.utcoffset() is None:
+        raise typer.BadParameter(f"{text!r} has no time zone; write it like {text}Z", param_hint="--at")
+    return found.astimezone(UTC)
+
+
+@contextmanager
+def opened() -> Iterator[Stores]:
+    """Open the stores that the settings name."""
+    from tiering.plan.policies import parse_policies
+    from tiering.settings import load_settings
+    from tiering.stores.opening import open_stores
+
+    settings = load_settings()
+    try:
+        text = settings.policies.read_text(encoding="utf-8")
+    except OSError as exc:
+        hint = "Set TIERING_POLICIES, or run from the project's directory."
+        raise errors.PolicyError("read policies", str(settings.policies), exc.strerror or "unreadable", hint) from exc
+    with open_stores(settings, parse_policies(text, str(settings.policies))) as stores:
+        yield stores
+
+
+def chosen(stores: Stores, dataset: str | None, data_class: str | None = None) -> list[Dataset]:
+    """List the datasets that move and are asked for; NotFound (a bad argument) if there is none."""
+    moving = [d for d in stores.policies.datasets if d.state == "moves"]
+    found = [d for d in moving if dataset in (None, d.name) and data_class in (None, d.policy.name)]
+    if not found:
+        known = ", ".join(d.name for d in moving)
+        subject = dataset or data_class or "any"
+        raise errors.NotFound("find dataset", subject, "no such dataset moves", f"These do: {known}.")
+    return found
+
+
+@app.command()
+def install(as_json: Json = False, at: At = None) -> None:
+    """Create schemas, ledger, market data tables, and what every moving dataset needs around its own. Idempotent.
+
+    Example: `tiering install`
+    """
+    import infra.sql
+    from tiering.ops import install as ops
+    from tiering.stores.postgres import execute
+
+    now = instant(at)
+    with opened() as stores:
+        ops.install_schemas(stores, infra.sql.read("rooms"), infra.sql.read("ledger"))
+        with stores.hot.transaction("install", "market data tables") as connection:
+            execute(connection, infra.sql.read("market_data"))
+        rows = []
+        for dataset in chosen(stores, None):
+            columns = ops.install_dataset(stores, dataset)
+            adopted = ops.prepare_units(stores, dataset, now)
+            rows.append({"dataset": dataset.name, "columns": len(columns), "units_adopted": len(adopted)})
+    out.emit({"installed": rows}, as_json, out.table_of("installed", list(rows[0]), [r.values() for r in rows]))  # type: ignore[misc]
+
+
+@app.command()
+def plan(
+    dataset: DatasetOption = None,
+    data_class: Annotated[str | None, typer.Option("--class", help="Only datasets of this data class.")] = None,
+    at: At = None,
+    as_json: Json = False,
+) -> None:
+    """Show the moves that are due, and count the units that stay by reason. Writes nothing.
+
+    Examples: `tiering plan` · `tiering plan --dataset market_bars --at 2027-01-01T00:00Z --json`
+    """
+    from tiering.ops import lifecycle
+
+    now = instant(at)
+    with opened() as stores:
+        plans = [lifecycle.plan_dataset(stores, d, now) for d in chosen(stores, dataset, data_class)]
+    moves = [
+        (str(m.unit), m.transition, m.row_count, out.bytes_shown(m.size_bytes), m.due_at)
+        for p in plans
+        for m in p.moves
+    ]
+    reasons: dict[tuple[str, str, str], int] = {}
+    for one in plans:
+        for stay in one.stays:
+            key = (one.dataset, str(stay.tier), stay.reasons[0].code)
+            reasons[key] = reasons.get(key, 0) + 1
+    out.emit(
+        {"now": now, "plans": plans},
+        as_json,
+        out.table_of(f"due at {now:%Y-%m-%d %H:%M}Z", ["unit", "transition", "rows", "size", "due since"], moves),
+        out.table_of("staying", ["dataset", "tier", "reason", "units"], [(*k, n) for k, n in sorted(reasons.items())]),
+    )
+
+
+@app.command()
+def explain(
+    dataset: Annotated[str, typer.Argument(help="A dataset, e.g. market_bars.")],
+    unit: Annotated[str | None, typer.Argument(help="One unit, e.g. market_bars/2024-01-05.")] = None,
+    at: At = None,
+    as_json: Json = False,
+) -> None:
+    """Say of every unit where it is, what happens to it next and when, and why not now.
+
+    Examples: `tiering explain market_bars` · `tiering explain market_bars market_bars/2024-01-05 --json`
+    """
+    from tiering.cli_moves import unit_named
+    from tiering.ops import lifecycle
+    from tiering.plan.lifecycle import plan_moves
+
+    now = instant(at)
+    with opened() as stores:
+        (found,) = chosen(stores, dataset)
+        wanted = unit_named(stores, unit) if unit else None
+        residences, newest = lifecycle.survey(stores, found)
+        planned = plan_moves(found, residences, newest, now)
+    moves = {move.unit.begin: move for move in planned.moves}
+    stays = {stay.unit.begin: stay for stay in planned.stays}
+    rows: list[dict[str, Any]] = []
+    for home in residences:
+        if wanted is None or home.unit.begin == wanted.begin:
+            move, stay = moves.get(home.unit.begin), stays.get(home.unit.begin)
+            rows.append(
+                {
+                    "unit": str(home.unit),
+                    "tier": home.tier,
+                    "compressed": home.is_compressed,
+                    "state": home.move_state or "at rest",
+                    "rows": home.row_count,
+                    "size_bytes": home.size_bytes,
+                    "late_rows": home.late_count,
+                    "location": home.location,
+                    "next": move.transition if move else None,
+                    "due_at": move.due_at if move else None,
+                    "reasons": stay.reasons if stay else (),
+                }
+            )
+    if wanted and not rows:
+        raise errors.NotFound("read unit name", str(unit), "no such unit has rows", f"`tiering explain {dataset}`.")
+    out.emit(
+        {"now": now, "dataset": found.name, "reference": planned.reference, "units": rows},
+        as_json,
+        out.table_of(
+            f"{found.name}, ages counted from {out.shown(planned.reference) or 'nothing: it has no rows'}",
+            ["unit", "tier", "state", "rows", "late", "size", "next, or why it stays"],
+            [
+                (
+                    row["unit"],
+                    f"{row['tier']}{' compressed' if row['compressed'] else ''}",
+                    row["state"],
+                    row["rows"],
+                    row["late_rows"],
+                    out.bytes_shown(row["size_bytes"]),
+                    f"{row['next']} now" if row["next"] else "; ".join(f"{r.code}: {r.text}" for r in row["reasons"]),
+                )
+                for row in rows
+            ],
+        ),
+    )
+
+
+@app.command()
+def seed(
+    symbols: Annotated[int, typer.Option(min=1, help="Symbols per day.")] = 20,
+    days: Annotated[int, typer.Option(min=1, help="Trading days per age range (hot, warm, cold, expired).")] = 5,
+    rows: Annotated[int | None, typer.Option(min=1, help="At least so many minute bars; instead of --days.")] = None,
+    number: Annotated[int, typer.Option("--seed", help="The same seed makes the same rows.")] = 1,
+    at: At = None,
+    as_json: Json = False,
+) -> None:
+    """Make deterministic history in the age ranges of all tiers. Units that have rows are left alone.
+
+    Examples: `tiering seed` · `tiering seed --symbols 500 --rows 2000000 --seed 42`
+    """
+    from tiering.ops import seed as ops
+
+    now = instant(at)
+    with opened() as stores, out.progress("seeding") as advance:
+        scale = ops.Scale(symbols, days, rows, number)
+        seeded = ops.seed(stores, now, scale, lambda dataset, count: advance(count, dataset))
+    heads = ["dataset", "units", "units left alone", "rows"]
+    table = out.table_of("seeded", heads, [(s.dataset, s.units, s.units_left_alone, s.rows) for s in seeded])
+    out.emit({"at": now, "seeded": seeded}, as_json, table)
+
+
+@app.command()
+def load(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV with a header, or Parquet.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="Where to.")] = "market_bars",
+    constants: Annotated[
+        list[str] | None, typer.Option("--set", help="COLUMN=VALUE for a column that the file does not have.")
+    ] = None,
+    zone: Annotated[str, typer.Option(help="Time zone of times that say none.")] = "UTC",
+    on_conflict: Annotated[
+        str, typer.Option(help="Another row of a key is in the hot tier: refuse the file, skip the row, or replace.")
+    ] = "refuse",
+    as_json: Json = False,
+) -> None:
+    """Load bars, every digit as written, in one transaction. Columns are matched by name.
+
+    Examples: `tiering load bars.csv` · `tiering load aapl.parquet --set market=US --set source=yahoo`
+    """
+    from tiering.ops import load as ops
+
+    pairs = [text.partition("=") for text in constants or []]
+    if bad := [name for name, equals, _ in pairs if not (name and equals)]:
+        raise typer.BadParameter(f"{bad[0]!r} is not COLUMN=VALUE", param_hint="--set")
+    if on_conflict not in ops.CONFLICTS:
+        raise typer.BadParameter(f"one of {', '.join(ops.CONFLICTS)}", param_hint="--on-conflict")
+    with opened() as stores, out.progress(f"loading {file.name}") as advance:
+        chosen(stores, dataset)
+        loaded = ops.load_file(
+            stores,
+            file,
+            dataset,
+            constants={name: value for name, _, value in pairs},
+            zone=zone,
+            on_conflict=on_conflict,
+            progress=advance,
+        )
+    fields = out.plain(loaded)
+    out.emit(loaded, as_json, out.table_of("loaded", list(fields), [list(fields.values())]))
+
+
+@app.command()
+def query(
+    statement: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT in DuckDB's SQL; `-` reads stdin.")],
+    limit: Annotated[int, typer.Option(min=0, help="Rows shown as a table; --json gives all.")] = 50,
+    memory: Annotated[str, typer.Option(help="What the engine may use before it spills to disk.")] = "512MB",
+    as_json: Json = False,
+) -> None:
+    """Ask hot, warm and cold together: every dataset is a table of its name, each row in it once.
+
+    Times are UTC. Values that no typed column holds (NaN in a numeric, infinity, year 294276) are NULL; the column
+    `_exact`, there when named, has their text.
+
+    Example: `tiering query "SELECT symbol, count(*), max(ts) FROM market_bars WHERE ts >= '2020-01-01' GROUP BY 1"`
+    """
+    from tiering.ops import query as ops
+
+    text = sys.stdin.read() if statement == "-" else statement
+    with opened() as stores, out.progress("reading") as advance:
+        answer = ops.query(stores, text, memory_limit=memory, progress=lambda place, count: advance(count, place))
+    names = answer.column_names
+    if as_json:
+        rows = [[column[i].as_py() for column in answer.columns] for i in range(answer.num_rows)]
+        out.emit({"columns": names, "rows": rows, "row_count": answer.num_rows}, as_json)
+        return
+    few = answer.slice(0, limit)
+    out.emit(None, False, out.table_of("", names, zip(*(c.to_pylist() for c in few.columns), strict=True)))
+    if few.num_rows < answer.num_rows:
+        out.note(f"{few.num_rows} of {answer.num_rows} rows shown; --limit shows more, --json all.")
+
+
+@app.command()
+def fsck(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every warm row and every byte and row of the lake.")
+    ] = False,
+    at: At = None,
+    as_json: Json = False,
+) -> None:
+    """Check ledger, PostgreSQL, Iceberg and bucket against each other; exit code 3 when they differ.
+
+    Examples: `tiering fsck` · `tiering fsck --deep --json`
+    """
+    from tiering.ops import fsck as ops
+
+    now = instant(at)
+    with opened() as stores, out.progress("checking") as advance:
+        checked = ops.fsck(stores, now, deep=deep, progress=lambda what, done, total: advance(1, what, total))
+    rows = [
+        {"code": f.code, "subject": f.subject, "finding": f.text, "remedy": f.remedy, "note": f.is_note}
+        for f in checked.findings
+    ]
+    table = out.table_of(
+        f"{checked.units} units, {checked.objects} objects, {checked.rows} rows read again",
+        ["code", "subject", "finding", "remedy"],
+        [list(row.values())[:4] for row in rows] or [("none", "", "the stores agree", "")],
+    )
+    document = {"clean": checked.is_clean, "units": checked.units, "objects": checked.objects, "rows": checked.rows}
+    out.emit(document | {"findings": rows}, as_json, table)
+    if not checked.is_clean:
+        raise typer.Exit(out.DIFFERENCES)
+
+
+app.command()(run)
+app.command()(release)
+app.command()(sweep)
+app.add_typer(hold_app, name="hold")
+app.add_typer(policies_app, name="policies")
+if importlib.util.find_spec("infra"):
+    # Installed without the repository, the library has no embedded stack.
+    from tiering.cli_stack import app as stack_app
+
+    app.add_typer(stack_app, name="stack")
+
+
+def main() -> None:
+    """Run the command; errors end as one line on stderr and an exit code, never as a traceback."""
+    out.prepare_logging()
+    as_json = "--json" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except errors.TieringError as exc:
+        out.say_error(exc, as_json)
+        code = out.exit_code(exc)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has left: nobody wants to hear more
+        code = out.FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        out.note("interrupted; what was begun goes on with the next run")
+        code = out.INTERRUPTED
+    except Exception as exc:
+        code = _usage_code(exc, as_json)
+    sys.exit(code or 0)
+
+
+def _usage_code(exc: Exception, as_json: bool) -> int:
+    """Show a usage error as typer does; hand anything unknown on."""
+    show, code = getattr(exc, "show", None), getattr(exc, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        if as_json:
+            out.emit({"error": {"type": type(exc).__name__, "message": str(exc)}}, True)
+        return code
+    if "interrupt" in str(exc).lower():  # DuckDB's way of saying Ctrl-C
+        out.note("interrupted")
+        return out.INTERRUPTED
+    raise exc
+
+
+if __name__ == "__main__":
+    main()
