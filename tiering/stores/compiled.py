@@ -14,14 +14,16 @@ from typing import Any
 
 import numba
 
+_config: Any = numba.config
+
 
 def _has_cache_room() -> bool:
     home = Path.home()
-    return bool(numba.config.CACHE_DIR) or any(os.access(p, os.W_OK) for p in (Path(__file__).parent, home))
+    return bool(_config.CACHE_DIR) or any(os.access(p, os.W_OK) for p in (Path(__file__).parent, home))
 
 
 if not _has_cache_room():
-    numba.config.CACHE_DIR = str(Path(tempfile.gettempdir()) / f"tiering-numba-{os.getuid()}")
+    _config.CACHE_DIR = str(Path(tempfile.gettempdir()) / f"tiering-numba-{os.getuid()}")
 
 
 def compiled(function: Callable[..., object]) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiering.errors import SchemaMismatch
 from tiering.stores.parquet_radix import order_of
 
 WORDS_MAX = 1 << 15
@@ -80,7 +81,10 @@ class SortedRows:
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take one batch."""
+        open_before = {name for name, words in self.words.items() if words.is_open}
         arrays = [self._stored(name, batch.column(name)) for name in self.schema.names]
+        if any(not self.words[name].is_open for name in open_before):
+            self._batches = [self._plain(waiting) for waiting in self._batches]
         stored = pa.RecordBatch.from_arrays(arrays, names=self.schema.names)
         self.row_count += batch.num_rows
         self._batches.append(stored)
@@ -164,13 +168,14 @@ class SortedRows:
             return pa.dictionary(pa.int32(), pa.string())
         return field.type
 
-    def _plain(self, table: pa.Table) -> pa.Table:
-        """Bring a run that was coded before its dictionary overflowed to plain text."""
+    def _plain(self, part: Any) -> Any:
+        """Bring a batch or table that was coded before its dictionary overflowed to plain text."""
         for name, words in self.words.items():
-            if not words.is_open and pa.types.is_integer(table.schema.field(name).type):
-                text = words.words.take(table.column(name).combine_chunks())
-                table = table.set_column(table.schema.get_field_index(name), name, text)
-        return table
+            if not words.is_open and pa.types.is_integer(part.schema.field(name).type):
+                codes = part.column(name)
+                text = words.words.take(codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes)
+                part = part.set_column(part.schema.get_field_index(name), name, text)
+        return part
 
     def _arrange(self, table: pa.Table) -> pa.Table:
         """Sort a table in memory: by one packed integer where the keys allow it."""
@@ -255,7 +260,7 @@ def _spill(table: pa.Table, file: BinaryIO) -> Any:
 
 
 def _unified(parts: list[Any]) -> list[Any]:
-    """Give parts whose columns are all null, or coded in some and plain in others, one schema."""
+    """Give parts one schema: a column that is all null in some takes its type from the others."""
     types: dict[str, pa.DataType] = {}
     for part in parts:
         for field in part.schema:
@@ -267,6 +272,8 @@ def _unified(parts: list[Any]) -> list[Any]:
 def _conform(part: Any, types: dict[str, pa.DataType]) -> Any:
     wrong = [f.name for f in part.schema if f.type != types[f.name]]
     for name in wrong:
+        if not pa.types.is_null(part.schema.field(name).type):
+            raise SchemaMismatch("sort rows", name, f"{part.schema.field(name).type} is not {types[name]}")
         filler = pa.nulls(part.num_rows, types[name])
         part = part.set_column(part.schema.get_field_index(name), name, filler)
     return part
@@ -289,15 +296,14 @@ def _pack(words: list[Any]) -> tuple[Any, int]:
 def _integers(array: pa.Array) -> Any:
     """Map a column to int64 in the same order; texts and other long values by their rank among themselves."""
     if _is_rankable(array.type):
-        ranks = pc.rank(_storage(array), tiebreaker="dense", null_placement="at_start")
+        ranks = pc.rank(_storage(array), tiebreaker="dense")
         return ranks.to_numpy(zero_copy_only=False).astype(np.int64)
     if pa.types.is_boolean(array.type):
         return pc.fill_null(array, False).to_numpy(zero_copy_only=False).astype(np.int64)
-    values = _values(array).astype(np.int64, copy=False)
     if pa.types.is_floating(array.type):
         bits = _values(array).astype(np.float64).view(np.int64)
         return np.where(bits < 0, np.int64(-(2**63)) - bits - 1, bits)
-    return values
+    return _values(array).astype(np.int64, copy=False)
 
 
 def _values(array: pa.Array, dtype: Any = None) -> Any:

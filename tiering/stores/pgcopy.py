@@ -47,7 +47,7 @@ def warm_up() -> float:
         (parquet_radix.order_of, (line, i8)),
     ]
     for kernel, signature in shapes:
-        kernel.compile(signature)  # type: ignore[attr-defined]
+        kernel.compile(signature)
     return time.monotonic() - began
 
 

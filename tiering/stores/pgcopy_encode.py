@@ -44,7 +44,7 @@ def split_decimal(low, high, scale, digits):
             cut = 10**odd
             digits[0] = rest % cut * 10 ** (4 - odd)
             rest //= cut
-            groups = 1
+            groups = np.int64(1)
         while rest:
             digits[groups] = rest % 10_000
             rest //= 10_000

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-decorators=False
 """Numba intrinsics: call a C function by address, and read or write raw memory.
 
 Kernels get addresses as plain int64 arguments and so stay cacheable on disk. Assumes a 64-bit,
@@ -8,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba import extending
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import extending, types
 
 intrinsic: Any = extending.intrinsic
 
