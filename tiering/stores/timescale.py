@@ -44,6 +44,8 @@ class TimescaleWarm:
         self, connection: Connection, dataset: Dataset, record: UnitRecord, columns: Sequence[Column]
     ) -> sql.Composable:
         """Return the chunk: reading it by name shows heap rows and columnstore rows alike."""
+        if _is_columnstore(connection, record.location):
+            return self.packed_relation(connection, dataset, record.unit, record.location, columns)
         return identifier(record.location)
 
     def every_row(self, dataset: Dataset, columns: Sequence[Column]) -> list[sql.Composable]:
@@ -110,8 +112,8 @@ class TimescaleWarm:
     def packed_relation(
         self, connection: Connection, dataset: Dataset, unit: Unit, packed: str, columns: Sequence[Column]
     ) -> sql.Composable:
-        """Return the chunk."""
-        return identifier(packed)
+        """Return the chunk as a subquery: columnstore rows have no ctid, by which plain tables are read in ranges."""
+        return sql.SQL("(SELECT {} FROM {}) AS packed").format(names([c.name for c in columns]), identifier(packed))
 
     def size_bytes(self, connection: Connection, dataset: Dataset, location: str) -> int:
         """Return the chunk's bytes, heap and columnstore, with indexes and TOAST; a plain table's too."""
