@@ -5,6 +5,7 @@ Idempotent; every run of a flow begins with it, so a new dataset, a new column o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -70,11 +71,12 @@ def prepare_units(stores: Stores, dataset: Dataset, now: datetime) -> list[Unit]
     Rows in the late partition whose unit has never left the hot tier are not late at all: they came before
     their partition did. They are moved into it. The late rows of units that did leave stay for the merge.
     """
-    gone = {record.unit.begin for record in stores.ledger.units(dataset.name)}
     with stores.hot.transaction("survey", dataset.name) as connection:
         waiting = late_units(connection, dataset)
         taken = {p.begin for p in tables.partitions(connection, tables.sealed_parent(dataset.name))}
         taken |= {p.begin for p in tables.partitions(connection, tables.hot_parent(dataset.name))}
+    # Hot first, ledger second, as in `survey`: a unit that leaves the hot tier in between is then known.
+    gone = {record.unit.begin for record in stores.ledger.units(dataset.name)}
     wanted = {}
     begin, end = unit_of(now, dataset.unit)
     for _ in range(UNITS_AHEAD + 1):
@@ -115,7 +117,9 @@ def _create_unit(stores: Stores, dataset: Dataset, unit: Unit) -> None:
         # Both locks before anything else: a writer between adopt and attach would make the attach fail.
         for name, mode in ((tables.hot_parent(dataset.name), "SHARE UPDATE EXCLUSIVE"), (late, "ACCESS EXCLUSIVE")):
             execute(connection, sql.SQL("LOCK TABLE {} IN {} MODE").format(identifier(name), sql.SQL(mode)))
-        if tables.exists(connection, table):
+        # The table first, the ledger second: a unit that another scheduler made and moved away since we looked
+        # has left its name free, but then the ledger knows it. Its rows would be seen twice otherwise.
+        if tables.exists(connection, table) or stores.ledger.unit(dataset.name, unit.begin):
             return
         tables.create_like(connection, table, tables.hot_parent(dataset.name), unit, dataset.time_column)
         tables.adopt_rows(connection, late, table, unit, dataset.time_column)
@@ -190,8 +194,13 @@ def _create_view(
         parts.append(_without(select_sealed, [late], dataset))
         over = [late, sealed]
     parts += [_without(select, over, dataset) for select in warm]
-    view = identifier(f"live.{dataset.name}")
-    execute(connection, sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(view, sql.SQL(" UNION ALL ").join(parts)))
+    definition = sql.SQL(" UNION ALL ").join(parts)
+    digest = hashlib.sha256(definition.as_string(connection).encode()).hexdigest()[:16]
+    # Replacing waits for every reader of the view, so it is done only when the definition is another one.
+    if tables.comment_of(connection, f"live.{dataset.name}") != digest:
+        view = identifier(f"live.{dataset.name}")
+        execute(connection, sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(view, definition))
+        execute(connection, sql.SQL("COMMENT ON VIEW {} IS {}").format(view, sql.Literal(digest)))
 
 
 def _without(select: sql.Composable, over: Sequence[str], dataset: Dataset) -> sql.Composable:

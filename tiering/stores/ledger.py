@@ -115,7 +115,8 @@ class Ledger:
         """Record a plan's moves as PLANNED and return the ids of all its units' open moves, in plan order.
 
         May be called twice, and by two schedulers at once: a unit has at most one open move, and whoever
-        comes second gets the first one's id.
+        comes second gets the first one's id. A move that another scheduler has carried through since this plan
+        was made is not begun again: its id is returned, and running it changes nothing.
         """
         ids = []
         with self.database.transaction("record moves of", plan.dataset) as connection:
@@ -125,13 +126,14 @@ class Ledger:
 
     def _open_move(self, connection: Connection, move: Move, policy_version: str) -> int:
         unit = move.unit
-        execute(
+        inserted = fetch_one(
             connection,
             """INSERT INTO tiering.move (dataset, begin_at, end_at, generation, transition, state, row_count,
                                          bytes_before, policy_version)
                VALUES (%s, %s, %s, %s, %s, 'PLANNED', %s, %s, %s)
                ON CONFLICT (dataset, begin_at)
-               WHERE state IN ('PLANNED', 'SEALED', 'COPIED', 'VERIFIED', 'QUARANTINED') DO NOTHING""",
+               WHERE state IN ('PLANNED', 'SEALED', 'COPIED', 'VERIFIED', 'QUARANTINED') DO NOTHING
+               RETURNING move_id""",
             (
                 unit.dataset,
                 unit.begin,
@@ -143,13 +145,17 @@ class Ledger:
                 policy_version,
             ),
         )
+        # Only now, in a snapshot that is newer than the insert: a move of this unit that was open until a moment
+        # ago, and made the insert possible by its commit, has then changed the unit as well.
+        if inserted and not _fits(move, next(iter(units(connection, unit.dataset, unit.begin)), None)):
+            execute(connection, "DELETE FROM tiering.move WHERE move_id = %s", inserted)
         found = fetch_one(
             connection,
             """SELECT move_id FROM tiering.move WHERE dataset = %s AND begin_at = %s AND state = ANY(%s)
                 ORDER BY move_id DESC LIMIT 1""",
             (unit.dataset, unit.begin, [str(state) for state in OPEN_STATES]),
         )
-        if found is None:  # the other scheduler committed it between our two statements: look at the last one
+        if found is None:  # the other scheduler has committed it since we planned: look at the last one
             found = fetch_one(
                 connection,
                 "SELECT max(move_id) FROM tiering.move WHERE dataset = %s AND begin_at = %s",
@@ -208,6 +214,9 @@ class Ledger:
             yield _move(row)
         finally:
             with contextlib.suppress(psycopg2.Error):
+                # Asked for, not left to the closing: the server notices that in its own time, and our own next
+                # step would find the lease held.
+                execute(connection, "SELECT pg_advisory_unlock_all()")
                 connection.close()
 
     def advance(
@@ -403,6 +412,21 @@ class Ledger:
                 {"dataset": dataset},
             )
         return [HoldRecord(*row) for row in rows]
+
+
+def _fits(move: Move, unit: UnitRecord | None) -> bool:
+    """Tell whether a planned move still starts from where its unit is (None: hot)."""
+    if move.transition is Transition.HOT_TO_WARM:
+        return unit is None
+    if unit is None:
+        return False
+    is_next = unit.unit.generation == move.unit.generation - 1
+    is_same = unit.unit.generation == move.unit.generation
+    if move.transition is Transition.MERGE:
+        return is_next and unit.tier is not Tier.EXPIRED
+    if move.transition is Transition.EXPIRE:
+        return is_next if unit.tier is Tier.EXPIRED else is_same
+    return is_same and unit.tier is Tier.WARM and not (move.transition is Transition.COMPRESS and unit.is_compressed)
 
 
 def units(connection: Connection, dataset: str, begin: datetime | None = None) -> list[UnitRecord]:

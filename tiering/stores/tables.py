@@ -77,6 +77,12 @@ def exists(connection: Connection, table: str) -> bool:
     return bool(row and row[0])
 
 
+def comment_of(connection: Connection, table: str) -> str | None:
+    """Return a relation's comment, None without one or without the relation."""
+    row = fetch_one(connection, "SELECT obj_description(to_regclass(%s), 'pg_class')", (_regclass(table),))
+    return None if row is None else row[0]
+
+
 def parent_of(connection: Connection, table: str) -> str | None:
     """Return the table that `table` is attached to, None if to none or if it does not exist."""
     row = fetch_one(
