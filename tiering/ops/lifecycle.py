@@ -59,10 +59,7 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
 
     Hot first, ledger second: a unit handed over in between is found at its new place, and never missed.
     """
-    with stores.hot.transaction("survey", dataset.name, read_only=True) as connection:
-        hot = _hot_units(connection, dataset)
-        late = {unit.begin: count for unit, count in late_units(connection, dataset)}
-        newest = tables.newest_row(connection, dataset)
+    hot, late, newest = _survey_hot(stores, dataset)
     records = stores.ledger.units(dataset.name)
     moves = {move.unit.begin: move for move in stores.ledger.moves(dataset.name, OPEN_STATES)}
     holds = {hold.begin: hold.reason for hold in stores.ledger.holds(dataset.name)}
@@ -92,6 +89,22 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
     if newest is None and records:
         newest = max(record.unit.end for record in records)
     return [_with_open_merge(r, moves.get(r.unit.begin)) for r in residences], newest
+
+
+def _survey_hot(stores: Stores, dataset: Dataset) -> tuple[list[Residence], dict[datetime, int], datetime | None]:
+    """List the hot units, count the late rows by unit, find the newest row.
+
+    Why again: a table that another scheduler hands over between the catalog and our look into it has another name
+    by then, even in one snapshot, because names are resolved by the newest catalog.
+    """
+    for attempt in Retrying(
+        retry=retry_if_exception_type(errors.NotFound), stop=stop_after_attempt(LOCK_ATTEMPTS), reraise=True
+    ):
+        with attempt, stores.hot.transaction("survey", dataset.name, read_only=True) as connection:
+            hot = _hot_units(connection, dataset)
+            late = {unit.begin: count for unit, count in late_units(connection, dataset)}
+            newest = tables.newest_row(connection, dataset)
+    return hot, late, newest
 
 
 def _with_open_merge(residence: Residence, move: MoveRecord | None) -> Residence:
