@@ -1,0 +1,224 @@
+"""What must hold after every kill, and what must hold when all is settled. Reads only, by its own means:
+plain SQL, the ledger's tables and the bytes of the lake's objects.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from psycopg2.extensions import connection as Connection
+
+from tests.faults.ground import Ground
+from tests.faults.journal import SELECTED, Key, bar
+from tiering.errors import NotFound
+from tiering.model import Span
+from tiering.ops.export import fetched
+from tiering.ops.sweep import sweep
+from tiering.plan.columns import plan_columns
+from tiering.stores import ledger, parquet, tables
+from tiering.stores.ledger import UnitRecord
+from tiering.stores.postgres import fetch
+
+DAY = timedelta(days=1)
+Rows = list[tuple[Any, ...]]
+
+
+@dataclass
+class Verdict:
+    """What was found wrong, in words; the numbers are of rows."""
+
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.doubled or self.changed or self.broken)
+
+    def __str__(self) -> str:
+        named = (("lost", self.lost), ("doubled", self.doubled), ("changed", self.changed), ("broken", self.broken))
+        return "; ".join(f"{name} {len(found)}: {', '.join(found[:4])}" for name, found in named if found) or "clean"
+
+
+class Inspector:
+    """Looks at one ground. Keeps the rows of the lake's objects: they are write-once."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        self._objects: dict[str, Rows] = {}
+        with ground.stores.hot.transaction("describe", "bars") as connection:
+            self._columns = plan_columns(tables.described_columns(connection, "hot.market_bars"))
+
+    def look(self) -> Verdict:
+        """Read every row that a reader sees now and compare with what the writers were promised before."""
+        ground, verdict = self.ground, Verdict()
+        ground.journal.refresh()
+        promised = dict(ground.journal.acknowledged)
+        for attempt in range(3):
+            try:
+                seen, expired = self._read(verdict)
+                break
+            except NotFound:  # swept between the look at the ledger and the fetch: by a sweep at this very moment
+                if attempt == 2:
+                    raise
+                verdict = Verdict()
+        ground.journal.refresh()
+        self._compare(promised, seen, expired, verdict)
+        return verdict
+
+    def _read(self, verdict: Verdict) -> tuple[dict[Key, tuple[Any, ...]], set[datetime]]:
+        """Hot first, then warm, ledger and cold in one snapshot: a row under way is seen twice, never missed."""
+        stores = self.ground.stores
+        layers: list[Rows] = []
+        if not stores.is_one_database:
+            with stores.hot.transaction("look", "hot", read_only=True) as connection:
+                layers.append(fetch(connection, f"SELECT {SELECTED} FROM live.market_bars"))
+        with stores.warm.transaction("look", "warm", read_only=True) as connection:
+            layers.append(fetch(connection, f"SELECT {SELECTED} FROM live.market_bars"))
+            units = ledger.units(connection, self.ground.dataset.name)
+            self._compare_partitions(connection, units, verdict)
+        cold = [unit for unit in units if unit.tier == "cold"]
+        layers.append([row for unit in cold for row in self._rows_of(unit)])
+        seen: dict[Key, tuple[Any, ...]] = {}
+        for rows in layers:
+            found = Counter((row[0], int(row[3].timestamp())) for row in rows)
+            verdict.doubled += [f"{key} ×{count}" for key, count in found.items() if count > 1]
+            for row in rows:
+                seen.setdefault((row[0], int(row[3].timestamp())), tuple(row))
+        self._find_deleted(cold, verdict)
+        return seen, {unit.unit.begin for unit in units if unit.tier == "expired"}
+
+    def _compare(
+        self,
+        promised: dict[Key, int],
+        seen: dict[Key, tuple[Any, ...]],
+        expired: set[datetime],
+        verdict: Verdict,
+    ) -> None:
+        tried = self.ground.journal.tried
+        for key, version in promised.items():
+            day = datetime.fromtimestamp(key[1] // 86400 * 86400, UTC)
+            if day in expired:
+                if key in seen:
+                    verdict.doubled.append(f"{key} is expired and still there")
+            elif key not in seen:
+                verdict.lost.append(f"{key} v{version}")
+            elif seen[key][8] < version:
+                verdict.changed.append(f"{key} is v{seen[key][8]}, v{version} was acknowledged")
+        for key, row in seen.items():
+            if row[8] not in tried.get(key, ()) or row != bar(key, row[8]):
+                verdict.changed.append(f"{key} was never written so: {row}")
+
+    def _rows_of(self, unit: UnitRecord) -> Rows:
+        if unit.location not in self._objects:
+            rows: Rows = []
+            names = [name.strip() for name in SELECTED.split(",")]
+            with fetched(self.ground.stores, unit) as file:
+                for batch in parquet.read_parquet_batches(file, self._columns):  # type: ignore[arg-type]
+                    rows += [tuple(row[name] for name in names) for row in batch.to_pylist()]
+            self._objects[unit.location] = rows
+        return self._objects[unit.location]
+
+    def _find_deleted(self, cold: list[UnitRecord], verdict: Verdict) -> None:
+        stores = self.ground.stores
+        there = {stores.location(found.key) for found in stores.objects.list("lake/")} if cold else set()
+        for unit in cold:
+            if unit.location not in there:
+                raise NotFound("find", unit.location, "a live object is gone")
+
+    def _compare_partitions(self, connection: Connection, units: list[UnitRecord], verdict: Verdict) -> None:
+        attached = {
+            part.name
+            for parent in ("warm.market_bars", "warm.market_bars_packed")
+            for part in tables.partitions(connection, parent)
+        }
+        said = {unit.location for unit in units if unit.tier == "warm"}
+        verdict.broken += [f"{name} is attached, not in the ledger" for name in sorted(attached - said)]
+        verdict.broken += [f"{name} is in the ledger, not attached" for name in sorted(said - attached)]
+
+    # -- at rest -------------------------------------------------------------------------------------------
+
+    def look_at_rest(self) -> Verdict:
+        """Sweep with no grace left, then demand that nothing is left over and every catalog agrees.
+
+        Only when nobody moves or writes: without grace, a sweep may take what is just being made.
+        """
+        stores = replace(self.ground.stores, policies=replace(self.ground.policies, grace=Span(), undo_window=Span()))
+        later = datetime.now(UTC) + DAY
+        sweep(stores, later, "inspector")
+        sweep(stores, later + DAY, "inspector")  # metadata that the first one's own snapshot expiry left
+        verdict = self.look()
+        self._find_leftovers(verdict)
+        self._compare_catalogs(verdict)
+        self._compare_expired(verdict)
+        return verdict
+
+    def _find_leftovers(self, verdict: Verdict) -> None:
+        stores = self.ground.stores
+        for database in {stores.hot, stores.warm}:
+            with database.transaction("look", "leftovers") as connection:
+                left = fetch(
+                    connection,
+                    """SELECT schemaname || '.' || tablename FROM pg_tables
+                       WHERE schemaname IN ('tiering_stage', 'tier_trash')""",
+                )
+            verdict.broken += [f"left over: {name}" for (name,) in left]
+        with stores.hot.transaction("look", "hot") as connection:
+            sealed = [part.name for part in tables.partitions(connection, "hot.market_bars_sealed")]
+            verdict.broken += [f"still sealed: {name}" for name in sealed]
+            ((late,),) = fetch(connection, "SELECT count(*) FROM hot.market_bars_late")
+            verdict.broken += [f"{late} rows still late"] if late else []
+
+    def _compare_catalogs(self, verdict: Verdict) -> None:
+        stores, name = self.ground.stores, self.ground.dataset.name
+        said = {unit.location for unit in stores.ledger.units(name) if unit.tier == "cold"}
+        there = {stores.location(found.key) for found in stores.objects.list("lake/")}
+        published = {file.location for file in stores.lake.files(name)} if stores.lake.exists(name) else set()
+        for orphan in sorted(there - said)[:2]:
+            self._tell_of(orphan, verdict)
+        if not said == there == published:
+            verdict.broken.append(
+                f"ledger {len(said)}, bucket {len(there)}, Iceberg {len(published)} files; "
+                f"orphans {sorted(there - said)[:2]}, unpublished {sorted(said ^ published)[:2]}"
+            )
+        if stores.lake.exists(name):
+            live = stores.lake.snapshot_files(name)
+            orphans = {stores.location(found.key) for found in stores.objects.list("iceberg/")} - live
+            verdict.broken += [f"orphan metadata {orphan}" for orphan in sorted(orphans)]
+
+    def _tell_of(self, location: str, verdict: Verdict) -> None:
+        """Say what the ledger knows of an object that should have been swept."""
+        stores = self.ground.stores
+        with stores.warm.transaction("look", "trash") as connection:
+            trash = fetch(
+                connection,
+                "SELECT move_id, trashed_at, reclaimed_at FROM tiering.trash WHERE location = %s",
+                (location,),
+            )
+            moves = fetch(
+                connection,
+                "SELECT move_id, transition, state FROM tiering.move WHERE target = %s OR source = %s",
+                (location, location),
+            )
+        stat = stores.objects.stat(stores.key(location))
+        named = location in stores.lake.snapshot_files(self.ground.dataset.name)
+        verdict.broken.append(f"{location}: {stat}, trash {trash}, moves {moves}, in a snapshot: {named}")
+
+    def _compare_expired(self, verdict: Verdict) -> None:
+        """Every expired unit has one audit row, and it names exactly the rows that the unit had."""
+        stores = self.ground.stores
+        with stores.warm.transaction("look", "audit") as connection:
+            told = fetch(
+                connection,
+                "SELECT begin_at, (details->>'rows')::int FROM tiering.audit WHERE action = 'expire' ORDER BY 1",
+            )
+        expired = [u.unit.begin for u in stores.ledger.units(self.ground.dataset.name) if u.tier == "expired"]
+        wanted = [(begin, self.ground.seeded[begin]) for begin in expired]
+        if [tuple(row) for row in told] != wanted:
+            verdict.broken.append(f"audit says of expired units {told}, not {wanted}")
+        if not set(expired) <= set(self.ground.ancient):
+            verdict.broken.append("a unit expired before its time")

@@ -1,0 +1,244 @@
+"""A mover: a real process that carries due moves through and may be killed at any store call, or any instant.
+
+Children are forked from a parent that has imported everything and holds no connection they use, because starting
+Python with numba, pyarrow and Great Expectations takes seconds, and a kill should take a fraction of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from tests.fakes import Tripwire, wired
+from tiering import errors
+from tiering.model import Dataset, Policies, State, Transition
+from tiering.ops import install, lifecycle
+from tiering.ops.sweep import sweep
+from tiering.settings import Settings
+from tiering.stores.ledger import OPEN_STATES
+from tiering.stores.opening import Stores, open_stores
+
+SWEEP = "sweep"
+DATASET = "market_bars"
+NOW = datetime(2024, 6, 20, 12, tzinfo=UTC)
+MOVING = [state for state in OPEN_STATES if state is not State.QUARANTINED]
+PATIENCE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """One child's orders.
+
+    Attributes:
+        work: a transition, or SWEEP; "" only finishes what is open.
+        now: the run's instant.
+        at, after: the store call to die at, and whether after its effect; None: at none.
+        statements: count SQL statements as calls.
+        finish_first: complete what the one before left, unharmed; else the kill may strike there.
+        moves_max: begin at most so many moves.
+    """
+
+    work: str
+    now: datetime
+    at: int | None = None
+    after: bool = False
+    statements: bool = False
+    finish_first: bool = True
+    moves_max: int = 1
+    owner: str = "mover"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a child ended: `killed`, `done`, or `failed` with a message; the store calls it had counted when done."""
+
+    ending: str
+    calls: tuple[str, ...] = ()
+    message: str = ""
+    seconds: float = 0.0
+
+
+def carry_out(stores: Stores, dataset: Dataset, job: Job, wire: Tripwire, ready: Callable[[], None]) -> None:
+    """Do a job: finish what is open, then begin and carry through what is due."""
+    on_wire = wired(stores, wire)
+    if job.finish_first:
+        finish(stores, dataset, job)
+        _clear_the_way(stores, dataset, job)
+    ready()
+    wire.arm(job.at, after=job.after)
+    if not job.finish_first:
+        finish(on_wire, dataset, job)
+    if job.work == SWEEP:
+        patiently(lambda: sweep(on_wire, job.now, job.owner))
+    elif job.work:
+        for move_id in _due(on_wire, dataset, job):
+            run(on_wire, move_id, job)
+
+
+def finish(stores: Stores, dataset: Dataset, job: Job) -> None:
+    """Carry on what crashed movers left, as every flow's start does; for a sweep's far now, not before its time."""
+    job = replace(job, now=min(job.now, NOW))
+    patiently(lambda: lifecycle.finish_open(stores, dataset, job.now, job.owner))
+    for record in stores.ledger.moves(dataset.name, MOVING):
+        run(stores, record.move_id, job)
+
+
+def run(stores: Stores, move_id: int, job: Job) -> None:
+    patiently(lambda: lifecycle.run_move(stores, move_id, job.now, job.owner))
+
+
+def patiently(act: Callable[[], Any]) -> Any:
+    """Try again after transient errors, as Prefect's retries do: a dead mover's lease ends with its connection."""
+    attempts = Retrying(
+        retry=retry_if_exception_type(errors.TransientError),
+        wait=wait_random_exponential(multiplier=0.02, max=0.5),
+        stop=stop_after_delay(PATIENCE_SECONDS),
+        reraise=True,
+    )
+    return attempts(act)
+
+
+def _due(stores: Stores, dataset: Dataset, job: Job, only: Transition | None = None) -> list[int]:
+    def begin() -> list[int]:
+        install.prepare_units(stores, dataset, job.now)
+        plan = lifecycle.plan_dataset(stores, dataset, job.now, [only or Transition(job.work)])
+        return lifecycle.begin_moves(stores, replace(plan, moves=plan.moves[: job.moves_max]))
+
+    found: list[int] = patiently(begin)
+    return found
+
+
+def _clear_the_way(stores: Stores, dataset: Dataset, job: Job) -> None:
+    """Merge late rows while they keep every unit from the transition that is wanted."""
+    if job.work in ("", SWEEP, Transition.MERGE):
+        return
+    for _ in range(20):
+        plan = patiently(lambda: lifecycle.plan_dataset(stores, dataset, job.now))
+        if any(move.transition == job.work for move in plan.moves):
+            return
+        ids = _due(stores, dataset, job, Transition.MERGE)
+        if not ids:
+            return
+        for move_id in ids:
+            run(stores, move_id, job)
+
+
+def settle_everything(stores: Stores, dataset: Dataset, job: Job) -> None:
+    """Run every due move to completion."""
+    for _ in range(50):
+        finish(stores, dataset, job)
+        install.prepare_units(stores, dataset, job.now)
+        plan = lifecycle.plan_dataset(stores, dataset, job.now)
+        if not plan.moves:
+            return
+        for move_id in lifecycle.begin_moves(stores, plan):
+            run(stores, move_id, job)
+    raise AssertionError(f"moves are still due after 50 runs: {plan.moves[:3]}")
+
+
+# --- processes --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Child:
+    """A forked mover and the pipe it speaks through."""
+
+    pid: int
+    pipe: int
+    began: float
+    data: bytes = b""
+
+
+def start(settings: Settings, policies: Policies, job: Job, log: Path) -> Child:
+    """Fork a mover."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        _be_child(settings, policies, job, write, log)
+    os.close(write)
+    return Child(pid, read, time.monotonic())
+
+
+def _be_child(settings: Settings, policies: Policies, job: Job, write: int, log: Path) -> NoReturn:
+    code = 4
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        wire = Tripwire(statements=job.statements)
+        with open_stores(settings, policies) as stores:
+            dataset = lifecycle.dataset_named(stores, DATASET)
+            carry_out(stores, dataset, job, wire, lambda: _say(write, {"ready": True}))
+        _say(write, {"ending": "done", "calls": wire.names})
+        code = 0
+    except errors.TieringError as exc:
+        _say(write, {"ending": "failed", "message": f"{type(exc).__name__}: {exc}"})
+        code = 3
+    except BaseException:
+        _say(write, {"ending": "bug", "message": traceback.format_exc()})
+    finally:
+        os._exit(code)
+
+
+def _say(write: int, news: dict[str, Any]) -> None:
+    os.write(write, json.dumps(news).encode() + b"\n")
+
+
+def await_ready(child: Child) -> None:
+    """Wait until a mover begins with what it was sent for, or has ended."""
+    while b"ready" not in child.data:
+        data = os.read(child.pipe, 1 << 16)
+        if not data:
+            return
+        child.data += data
+
+
+def wait(child: Child, kill_after: float | None = None, seconds_max: float = 120.0) -> Outcome:
+    """Wait for a mover's end; `kill_after` seconds after it got ready, kill it."""
+    deadline = child.began + seconds_max
+    kill_at: float | None = None
+    while True:
+        now = time.monotonic()
+        until = min(deadline, kill_at or deadline)
+        if now >= until:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+            if now >= deadline:
+                os.waitpid(child.pid, 0)
+                return Outcome("bug", message=f"no end after {seconds_max} s", seconds=now - child.began)
+            kill_at = deadline
+            continue
+        if select.select([child.pipe], [], [], until - now)[0]:
+            data = os.read(child.pipe, 1 << 16)
+            if not data:
+                break
+            child.data += data
+            if kill_after is not None and kill_at is None and b"ready" in child.data:
+                kill_at = time.monotonic() + kill_after
+    os.close(child.pipe)
+    _, status = os.waitpid(child.pid, 0)
+    seconds = time.monotonic() - child.began
+    said = [json.loads(line) for line in child.data.splitlines() if b"ending" in line]
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return Outcome("killed", seconds=seconds)
+    if not said:
+        return Outcome("bug", message=f"ended with status {status} and said nothing", seconds=seconds)
+    news = said[-1]
+    return Outcome(news["ending"], tuple(news.get("calls", ())), news.get("message", ""), seconds)

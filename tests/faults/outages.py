@@ -1,0 +1,64 @@
+"""Servers that die or cut a connection while a mover works: the mover may fail, in our words, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import time
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import SecretStr
+
+from tests.faults import mover
+from tests.faults.ground import Ground
+from tests.faults.mover import Job
+from tests.stores.faulty_proxy import Fault, FaultyProxy
+from tiering.settings import Settings
+
+POSTGRES_KILLED = "PostgreSQL killed"
+S3_KILLED = "S3 killed"
+POSTGRES_CUT = "PostgreSQL connections cut"
+S3_CUT = "S3 connections cut"
+ALL = (POSTGRES_KILLED, S3_KILLED, POSTGRES_CUT, S3_CUT)
+
+
+def strike(outage: str, ground: Ground, job: Job, dice: random.Random) -> str:
+    """Let it happen while one mover works; return what went wrong beyond a clear error, empty if nothing."""
+    if outage in (POSTGRES_KILLED, S3_KILLED):
+        return _kill_server("postgres" if outage == POSTGRES_KILLED else "s3", ground, job, dice)
+    return _cut(outage, ground, job, dice)
+
+
+def _kill_server(service: str, ground: Ground, job: Job, dice: random.Random) -> str:
+    child = mover.start(ground.settings, ground.policies, job, ground.log)
+    mover.await_ready(child)
+    time.sleep(dice.uniform(0, 0.25))  # the instant is what the dice choose; nothing waits for anything here
+    ground.stack.kill(service)
+    ground.stack.restart(service)
+    outcome = mover.wait(child)
+    return outcome.message if outcome.ending == "bug" else ""
+
+
+def _cut(outage: str, ground: Ground, job: Job, dice: random.Random) -> str:
+    url = ground.settings.s3_url if outage == S3_CUT else ground.settings.hot_pg_url.get_secret_value()
+    proxy = FaultyProxy(url)
+    try:
+        through = _through(ground.settings, proxy, outage)
+        fault = Fault(dice.choice(("up", "down")), after_bytes=dice.randrange(1, 60_000), times=dice.randrange(1, 4))
+        child = mover.start(through, ground.policies, job, ground.log)
+        with proxy.fault(fault):
+            outcome = mover.wait(child)
+    finally:
+        proxy.close()
+    return outcome.message if outcome.ending == "bug" else ""
+
+
+def _through(settings: Settings, proxy: FaultyProxy, outage: str) -> Settings:
+    if outage == S3_CUT:
+        return settings.model_copy(update={"s3_url": proxy.url})
+    port = urlsplit(proxy.url).port
+    changed = {}
+    for name in ("hot_pg_url", "warm_pg_url"):
+        parts = urlsplit(getattr(settings, name).get_secret_value())
+        netloc = f"{parts.netloc.rpartition(':')[0]}:{port}"
+        changed[name] = SecretStr(urlunsplit(parts._replace(netloc=netloc)))
+    return settings.model_copy(update=changed)
