@@ -66,10 +66,11 @@ def begin_moves(plan: Plan) -> list[int]:
 def move_unit(subject: str, move_id: int, now: datetime, owner: str) -> CheckpointReport | RunState[None] | None:
     """Carry one unit through its steps; return the checkpoint's report if it stopped there."""
     try:
-        seal_unit(subject, move_id, now, owner)
-        state, report = check_unit(subject, move_id, now, owner)
-        for step in () if state is State.QUARANTINED else (copy_unit, verify_unit, commit_unit):
-            step(subject, move_id, now, owner)
+        with opened():
+            seal_unit(subject, move_id, now, owner)
+            state, report = check_unit(subject, move_id, now, owner)
+            for step in () if state is State.QUARANTINED else (copy_unit, verify_unit, commit_unit):
+                step(subject, move_id, now, owner)
         return report if state is State.QUARANTINED else None
     except LeaseHeld as exc:
         return Completed(name=LEFT, message=str(exc))

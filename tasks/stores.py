@@ -1,4 +1,4 @@
-"""Open the stores that the environment names: each task does, so that it can run in any process and be retried there.
+"""Open the stores that the environment names: tasks do it where they run, so that they can run in any process.
 
 Why imports stand inside the functions of tasks/: the stores cost two seconds to import, which a flow run would
 otherwise spend before its first line.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,29 @@ if TYPE_CHECKING:
     from tiering.stores.opening import Stores
 
 
+_open: ContextVar[Stores | None] = ContextVar("stores", default=None)
+
+
 @contextmanager
 def opened() -> Iterator[Stores]:
-    """Open the stores, and close their connections at the end."""
+    """Open the stores, and close their connections at the end; inside another `opened()`, share that one's.
+
+    Why share: a unit's steps run one after the other in one process, and connecting costs more than most steps.
+    """
+    if (current := _open.get()) is not None:
+        yield current
+        return
     from tiering.stores.opening import open_stores
 
     # Prefect attaches its handler to the loggers it is told of, but leaves their level at the root's WARNING.
     logging.getLogger("tiering").setLevel(logging.INFO)
     settings = load_settings()
     with open_stores(settings, load_policies(settings.policies)) as stores:
-        yield stores
+        token = _open.set(stores)
+        try:
+            yield stores
+        finally:
+            _open.reset(token)
 
 
 def load_policies(file: Path) -> Policies:
