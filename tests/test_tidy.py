@@ -47,7 +47,10 @@ OUTSIDE = {
         (("tiering/stores", "infra", "tests"), "reach the system through its module under tiering/stores"),
     ),
     # ops compose statements for the store to run: identifiers quoted by the driver, and a name for the type.
-    "psycopg2.sql": (("tiering/stores", "tiering/ops", "infra", "tests"), "compose SQL in stores or ops"),
+    "psycopg2.sql": (
+        ("tiering/stores", "tiering/ops", "infra", "deployments/demo", "tests"),
+        "compose SQL in stores or ops",
+    ),
     "psycopg2.extensions.connection": (("tiering/stores", "tiering/ops", "infra", "tests"), "name the type in ops"),
     "great_expectations": (("tiering/ops/checkpoints.py", "tests"), "judge through tiering/ops/checkpoints.py"),
     "prefect": (("tasks", "flows", "deployments", "tests"), "the library never imports Prefect: wrap it in tasks/"),
@@ -66,6 +69,8 @@ EXCEPTIONS = {
     ("destroys", "tiering/ops/merge.py", "_overlay"): "replaces rows in its own stage table; both copies still exist",
     ("environment", "infra/local/processes.py", "inherited_environment"): "what a started server inherits",
     ("swallows", "flows/lifecycle.py", "_carry_out"): "datasets are independent; the run ends as Failed, naming each",
+    ("swallows", "deployments/demo.py", "main"): "prints the traceback and ends with exit code 1",
+    ("swallows", "tiering/cli.py", "main"): "_usage_code raises again what it does not know",
     ("swallows", "tiering/stores/pgcopy_read.py", "read_range"): "handed to the reading thread, which raises it",
     ("swallows", "tiering/stores/pgcopy_write.py", "_fetch"): "handed to the waiting thread, which raises it",
     ("swallows", "tests/faults/mover.py", "_be_child"): "told to the parent process, which judges it",
