@@ -113,7 +113,8 @@ def _groups(rows: SortedRows, schema: pa.Schema, per_group: int) -> Iterator[pa.
     """Cut the sorted slices into groups of exactly `per_group` rows."""
     waiting: list[pa.Table] = []
     count = 0
-    for part in rows.slices(per_group):
+    # Half a group at a time: sorting takes a few times the room of what it sorts.
+    for part in rows.slices(max(1, per_group // 2)):
         waiting.append(part)
         count += part.num_rows
         while count >= per_group:

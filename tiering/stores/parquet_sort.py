@@ -22,7 +22,7 @@ from tiering.stores.parquet_radix import order_of
 
 WORDS_MAX = 1 << 15
 _RUN_BYTES = 8 << 20
-_BLOCK_ROWS = 4_096
+_BLOCK_ROWS = 1_024
 _FIXED_BYTES = 8
 
 
@@ -129,9 +129,11 @@ class SortedRows:
                 continue
             table = self._arrange(pa.concat_tables(_unified([self._plain(t) for t in tables])))
             cut = table.num_rows if edge is None else self._cut(table, edge)
+            del tables, parts
             pending = _compact(table.slice(cut))
             if cut:
                 yield table.slice(0, cut)
+            del table
         self._close()
 
     def _close(self) -> None:
