@@ -119,10 +119,11 @@ def _groups(rows: SortedRows, schema: pa.Schema, per_group: int) -> Iterator[pa.
         count += part.num_rows
         while count >= per_group:
             table = pa.concat_tables(waiting, promote_options="default")
-            yield rows.decode(table.slice(0, per_group)).cast(schema)
+            # In one chunk: page ends follow chunk ends, and those depend on the order of arrival.
+            yield rows.decode(table.slice(0, per_group)).cast(schema).combine_chunks()
             waiting, count = [table.slice(per_group)], count - per_group
     if count:
-        yield rows.decode(pa.concat_tables(waiting, promote_options="default")).cast(schema)
+        yield rows.decode(pa.concat_tables(waiting, promote_options="default")).cast(schema).combine_chunks()
 
 
 def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
