@@ -78,10 +78,15 @@ async def prune_schedules(client: PrefectClient, deployments: list[dict[str, Any
 
     The others stay as they are, so that one paused in the UI stays paused.
     """
-    wanted = {entry["name"]: {one.get("slug") for one in entry.get("schedules") or []} for entry in deployments}
+    # By entrypoint too: deployments of several flows share a name, and other projects may use the server.
+    wanted = {
+        (entry["entrypoint"], entry["name"]): {one.get("slug") for one in entry.get("schedules") or []}
+        for entry in deployments
+    }
     for deployment in await client.read_deployments():
-        for schedule in deployment.schedules:
-            if schedule.slug not in wanted.get(deployment.name, set()):
+        slugs = wanted.get((deployment.entrypoint or "", deployment.name))
+        for schedule in deployment.schedules if slugs is not None else ():
+            if schedule.slug not in slugs:
                 await client.delete_deployment_schedule(deployment.id, schedule.id)
 
 
