@@ -25,9 +25,10 @@ from pyiceberg.io.pyarrow import parquet_file_to_data_file
 from pyiceberg.manifest import DataFile, ManifestContent
 from pyiceberg.serializers import ToOutputFile
 from pyiceberg.table import Table
-from pyiceberg.table.metadata import TableMetadataV2
+from pyiceberg.table.metadata import TableMetadata, TableMetadataV2
 from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
 from pyiceberg.table.update import AddSchemaUpdate, SetCurrentSchemaUpdate, SetPropertiesUpdate
+from pyiceberg.types import DateType, TimestampType, TimestamptzType
 
 from tiering.errors import AlreadyExists, CommitConflict, CorruptCopy, NotFound, SchemaMismatch
 from tiering.model import Column, Span
@@ -325,7 +326,10 @@ class IcebergLake:
         if file.location in live:
             raise AlreadyExists("add to lake", file.location, f"is in lake table {dataset} already")
         try:
-            found = parquet_file_to_data_file(table.io, table.metadata, file.location)
+            try:
+                found = parquet_file_to_data_file(table.io, table.metadata, file.location)
+            except OverflowError:
+                found = parquet_file_to_data_file(table.io, _without_far_bounds(table), file.location)
         except ArrowException as exc:
             raise CorruptCopy("add to lake", file.location, f"not readable as Parquet: {exc}") from exc
         except (ValueError, TypeError, KeyError) as exc:
@@ -334,6 +338,19 @@ class IcebergLake:
             cause = f"{found.record_count} rows in {found.file_size_in_bytes} bytes, not as said: {file}"
             raise CorruptCopy("add to lake", file.location, cause)
         return found
+
+
+def _without_far_bounds(table: Table) -> TableMetadata:
+    """Return the metadata as if it asked for no bounds of dates and times, but the partition's own.
+
+    Why: pyiceberg reads bounds as Python dates, which end with the year 9999; PostgreSQL's do not. The file's own
+    statistics stay right, so readers that look into it lose nothing.
+    """
+    sources = {field.source_id for field in table.spec().fields}
+    is_time = (DateType, TimestampType, TimestamptzType)
+    far = [f.name for f in table.schema().fields if isinstance(f.field_type, is_time) and f.field_id not in sources]
+    asked = {f"write.metadata.metrics.column.{name}": "counts" for name in far}
+    return table.metadata.model_copy(update={"properties": {**table.metadata.properties, **asked}})
 
 
 def _find(dataset: str, location: str, live: dict[str, DataFile]) -> DataFile:
