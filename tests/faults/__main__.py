@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from infra.local import Stack
-from tests.faults.campaign import WORKS, Campaign, Tally, warm_up
+from tests.faults.campaign import ROUND_KILLS, WORKS, Campaign, Tally, warm_up
 
 OUT = Path(__file__).parents[2] / "build" / "faults.json"
 
@@ -21,6 +21,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=500, help="processes to kill (default 500)")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier campaign, to repeat its choices")
     parser.add_argument("--transition", default="", choices=["", *map(str, WORKS)], help="kill only in this one")
+    parser.add_argument("--round-kills", type=int, default=ROUND_KILLS, help="kills on one fresh ground")
+    parser.add_argument("--out", type=Path, default=OUT, help="where the numbers go")
     arguments = parser.parse_args()
     seed = secrets.randbelow(100_000) if arguments.seed is None else arguments.seed
     say(f"faults: {arguments.kills} kills, seed {seed}")
@@ -32,12 +34,12 @@ def main() -> int:
             warm_up(stack, directory, seed)
             say(f"servers up and code warm after {time.monotonic() - began:.0f} s")
             campaign = Campaign(stack, directory, seed, arguments.transition, say)
-            campaign.run(arguments.kills)
-    report(campaign, time.monotonic() - began)
+            campaign.run(arguments.kills, round_kills=arguments.round_kills)
+    report(campaign, arguments.out, time.monotonic() - began)
     return 1 if campaign.problems else 0
 
 
-def report(campaign: Campaign, seconds: float) -> None:
+def report(campaign: Campaign, out: Path, seconds: float) -> None:
     """Print the table and write the file."""
     total = Tally()
     rows = []
@@ -50,8 +52,8 @@ def report(campaign: Campaign, seconds: float) -> None:
         if work:
             rows.append(row(f"lifecycle.kill.{work}", campaign.seed, tally))
     rows.append(row("lifecycle.kill", campaign.seed, total))
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1) + "\n")
     points = sum(2 * len(set(calls)) for calls in campaign.points.values())
     say(f"store calls struck (call, before or after): {len(campaign.struck)} kinds; known {points} in both modes")
     for message, count in campaign.errors.most_common(5):
