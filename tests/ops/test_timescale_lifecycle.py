@@ -13,6 +13,7 @@ from tests.ops.world import World, days_ago, open_world
 from tiering import errors
 from tiering.model import State, Tier, Transition
 from tiering.ops import lifecycle
+from tiering.ops.fsck import fsck
 from tiering.ops.sweep import sweep
 from tiering.plan.spans import add
 from tiering.stores import tables
@@ -73,6 +74,8 @@ def test_a_unit_is_handed_over_compressed_merged_and_compressed_again(world: Wor
     assert [r.state for r in world.run(Transition.COMPRESS)] == [State.COMMITTED]
     assert len(world.rows()) == len(rows) + 1
     assert world.run() == []
+    found = fsck(world.stores, world.now, deep=True).findings
+    assert [f for f in found if "market_bars" in f.subject] == []
 
 
 @pytest.mark.parametrize("is_packed", [False, True])

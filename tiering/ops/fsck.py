@@ -112,16 +112,12 @@ class _Look:
         warm = {record.location: record for record in records if record.tier is Tier.WARM}
         with stores.warm.transaction("check", name, read_only=True) as connection:
             parents = (tables.warm_parent(name), f"{tables.warm_parent(name)}_packed")
-            attached = [part.name for parent in parents for part in tables.partitions(connection, parent)]
-            missing = [r for location, r in warm.items() if not tables.exists(connection, location)]
-        # Only native partitions have parents to be attached to; elsewhere the table's existence has to do.
-        if stores.warm_tables.engine == "native":
-            missing = [record for location, record in warm.items() if location not in attached]
-            for location in attached:
-                if location not in warm:
-                    text = "attached to the warm table, but no unit of the ledger"
-                    yield Finding(Code.UNKNOWN_PARTITION, location, text)
-        for record in missing:
+            attached = [child for parent in parents for child in tables.children(connection, parent)]
+        for location in attached:
+            if location not in warm:
+                text = "attached to the warm table, but no unit of the ledger"
+                yield Finding(Code.UNKNOWN_PARTITION, location, text)
+        for record in (record for location, record in warm.items() if location not in attached):
             text = f"the ledger says its copy is {record.location}, which no reader of the warm table sees"
             yield Finding(Code.MISSING_TABLE, str(record.unit), text)
         with stores.hot.transaction("check", name, read_only=True) as connection:

@@ -94,6 +94,17 @@ def parent_of(connection: Connection, table: str) -> str | None:
     return str(row[0]) if row else None
 
 
+def children(connection: Connection, parent: str) -> list[str]:
+    """Name a table's partitions, or a hypertable's chunks, in the order of their names."""
+    rows = fetch(
+        connection,
+        """SELECT n.nspname || '.' || c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+           JOIN pg_namespace n ON n.oid = c.relnamespace WHERE i.inhparent = to_regclass(%s) ORDER BY 1""",
+        (_regclass(parent),),
+    )
+    return [str(row[0]) for row in rows]
+
+
 def partitions(connection: Connection, parent: str) -> list[Partition]:
     """List a parent's partitions from the catalog, in order of time, the default one last.
 
