@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -114,11 +115,12 @@ def _carry_out(
     quarantined: list[str] = []
     for name in lifecycle.choose_datasets(data_class, dataset):
         try:
-            plan = _plan(name, transitions, now, dry_run)
-            quarantined += report.quarantined(plan)
-            if plan.moves and not dry_run:
-                # One run at a time works on a dataset; should the limit be missing, the leases keep runs apart.
-                with concurrency(f"tiering-{name}", lease_duration=60):
+            # One run at a time works on a dataset; should the limit be missing, the leases keep runs apart.
+            with nullcontext() if dry_run else concurrency(f"tiering-{name}", lease_duration=60):
+                plan = _plan(name, transitions, now, dry_run)
+                quarantined += report.quarantined(plan)
+                get_run_logger().info("%s: %d due, %d stay", name, len(plan.moves), len(plan.stays))
+                if plan.moves and not dry_run:
                     receipts += _move(plan, now, problems, waited)
         except Exception as exc:  # the datasets are independent: it is said at the end, and the next one goes on
             problems[name] = str(exc)

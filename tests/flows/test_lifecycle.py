@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import replace
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -35,7 +34,7 @@ def test_each_flow_moves_what_is_due_and_shows_it(world: World) -> None:
     shown = artifact("hot-to-warm-market-bars")
     assert {row["state"] for row in shown} == {"COMMITTED"}
     assert [row["rows"] for row in shown] == [60, 60, 60]
-    assert [row["checkpoints"] for row in shown] == [2, 2, 2] or all(row["checkpoints"] >= 1 for row in shown)
+    assert all(row["checkpoints"] >= 1 for row in shown)
     assert artifact("hot-to-warm-market-bars-progress") == 100.0
     assert artifact("hot-to-warm-market-bars-stays")[0]["why"].startswith("young: ")
     assert world.rows() == rows
@@ -46,7 +45,7 @@ def test_each_flow_moves_what_is_due_and_shows_it(world: World) -> None:
     (shown,) = artifact("warm-to-cold-market-bars")
     assert shown["bytes before"] > 0 < shown["bytes after"]
     assert [unit.tier for unit in world.stores.ledger.units(BARS)] == [Tier.EXPIRED, Tier.COLD, Tier.WARM]
-    assert world.rows() == [row for row in rows if row[3] != days_ago(3660) and row[3].year > 2015]  # type: ignore[attr-defined]
+    assert world.rows() == [row for row in rows if not days_ago(3660) <= row[3] < days_ago(3659)]  # type: ignore[operator]
 
     assert run(warm_to_cold, dataset=BARS).message == "0 units done"
     after_window = add(NOW, world.stores.policies.undo_window).replace(minute=1)
@@ -158,7 +157,7 @@ def test_a_dataset_that_cannot_be_prepared_stops_no_other(world: World) -> None:
 
 
 def test_two_runs_at_once_move_every_unit_once(world: World) -> None:
-    days = [*range(20, 32)]
+    days = range(20, 26)
     for day in (*days, 0):
         world.insert_day(days_ago(day))
     rows = world.rows()
@@ -200,4 +199,4 @@ def test_the_flow_of_a_late_row_merges_it(world: World) -> None:
         ("hot-to-warm", "COMMITTED"),
         ("merge", "COMMITTED"),
     ]
-    assert replace(world.stores.ledger.units(BARS)[0].unit, generation=2) == world.stores.ledger.units(BARS)[0].unit
+    assert [record.unit.generation for record in world.stores.ledger.units(BARS)] == [2]
