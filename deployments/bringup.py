@@ -88,12 +88,13 @@ def up(stack_dir: Path, project: Path = PROJECT, report: Report = lambda name, n
     """
     marks = [time.monotonic()]
     # Prefect's database is the stack's PostgreSQL even when the data lives in the user's own.
-    given = find_given_services() - {"postgres"}
-    stack = Stack(stack_dir, services=[name for name in SERVICES if name not in given], report=report)
+    given = find_given_services()
+    services = [name for name in SERVICES if name == "postgres" or name not in given]
+    stack = Stack(stack_dir, services=services, report=report)
     stack.up()
     marks.append(time.monotonic())
     _start_server(stack, report)
-    stack.write_env(project / ".env", more=client_environment(stack))
+    stack.write_env(project / ".env", more=client_environment(stack), given=given)
     marks.append(time.monotonic())
     _apply(stack, project, report)
     marks.append(time.monotonic())

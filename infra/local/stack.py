@@ -147,16 +147,18 @@ class Stack:
         values: dict[str, Any] = {name.lower(): value for name, value in self._values(two_databases).items()}
         return Settings(_env_file=None, **values)  # type: ignore[call-arg]
 
-    def write_env(self, file: Path, more: Mapping[str, str] | None = None) -> None:
+    def write_env(self, file: Path, more: Mapping[str, str] | None = None, given: Collection[str] = ()) -> None:
         """Write the settings (of the services of this object) as TIERING_* lines, readable by the owner only.
 
         Args:
             file: usually `.env`; its other lines stay.
             more: further variables to set.
+            given: services that the user brings: their URLs are the user's to set, in the file or elsewhere.
         """
         ours = {f"TIERING_{name}": value for name, value in self._values(two_databases=False).items()} | dict(
             more or {}
         )
+        ours = {name: value for name, value in ours.items() if not any(name in GIVEN_BY[g] for g in given)}
         kept = file.read_text().splitlines() if file.exists() else []
         kept = [line for line in kept if line.partition("=")[0].strip() not in ours]
         lines = [*kept, *(f"{name}={value}" for name, value in ours.items())]
