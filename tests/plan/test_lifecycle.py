@@ -1,3 +1,5 @@
+"""The planner: what is due, what stays and why, and that plans applied come to rest."""
+
 from __future__ import annotations
 
 import time

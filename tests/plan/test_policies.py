@@ -1,3 +1,5 @@
+"""The policy file: what it accepts, and what the lint refuses and how it says so."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Calendar lengths: reading, counting back and forth, cutting time into units."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
