@@ -141,7 +141,8 @@ class _Look:
             hot = {n: t for n, t, _ in tables.described_columns(connection, tables.hot_parent(name))}
         with self.stores.warm.transaction("describe", name, read_only=True) as connection:
             if not tables.exists(connection, tables.warm_parent(name)):
-                yield Finding(Code.SCHEMA_DRIFT, name, f"{tables.warm_parent(name)} does not exist")
+                if self.stores.ledger.knows(name):  # else it was never installed, which is no difference
+                    yield Finding(Code.SCHEMA_DRIFT, name, f"{tables.warm_parent(name)} does not exist")
                 return
             warm = {n: t for n, t, _ in tables.described_columns(connection, tables.warm_parent(name))}
         for column in sorted(hot.keys() | warm.keys()):
