@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -13,7 +14,9 @@ from tests.ops.world import World, days_ago, open_world
 from tiering import errors
 from tiering.model import Plan, State, Transition
 from tiering.ops import handover, install, lifecycle
+from tiering.ops.sweep import sweep
 from tiering.ops.work import Work
+from tiering.settings import Settings
 from tiering.stores import tables
 from tiering.stores.ledger import Ledger, UnitRecord
 from tiering.stores.postgres import execute, fetch
@@ -114,3 +117,36 @@ def hand_over(world: World, move_id: int) -> None:
         with world.stores.hot.transaction("try", "lock", lock_timeout_ms=50) as connection:
             execute(connection, f"LOCK TABLE {record.source} IN ACCESS EXCLUSIVE MODE")
         handover.commit(work)
+
+
+class Crash(BaseException):
+    """Ends a mover like a kill, for a store call deep inside."""
+
+
+def crash() -> None:
+    raise Crash
+
+
+def test_a_sweep_takes_the_hot_copy_that_a_crash_left_attached(fresh_two_database_settings: Settings) -> None:
+    """Else the ledger calls it reclaimed, nobody takes it away any more, and it hides every later generation."""
+    with open_world(fresh_two_database_settings) as world:
+        for days in (0, 30, 31):
+            world.insert_day(days_ago(days))
+        plan = planned(world, Transition.HOT_TO_WARM)
+        learn = Tripwire()
+        at = None
+        for move_id in lifecycle.begin_moves(world.stores, plan):
+            for step in (lifecycle.seal, lifecycle.check, lifecycle.copy, lifecycle.verify):
+                step(world.stores, move_id, world.now, "test")
+            wire = learn if at is None else Tripwire(crash)
+            wire.arm(at)
+            with suppress(Crash):
+                lifecycle.commit(wired(world.stores, wire), move_id, world.now, "test")
+            at = learn.names.index("hot.begin settle") + 1
+        assert lifecycle.receipt(world.stores, move_id).state is State.COMMITTED
+
+        sweep(world.stores, world.now + timedelta(days=3), "test")
+        with world.stores.hot.transaction("look", "sealed") as connection:
+            assert tables.partitions(connection, tables.sealed_parent(world.dataset.name)) == []
+        with world.stores.warm.transaction("look", "warm") as connection:
+            assert fetch(connection, "SELECT count(*) FROM warm.market_bars") == [(120,)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tiering.model import Dataset
+from tiering.ops import handover
 from tiering.plan.spans import subtract
 from tiering.stores import tables
 from tiering.stores.ledger import OPEN_STATES, TrashRecord, audit
@@ -71,6 +72,10 @@ def _drop_trash(stores: Stores, item: TrashRecord, actor: str, dry_run: bool) ->
     database = stores.hot if item.store == "hot" else stores.warm
     if not dry_run:
         with database.transaction("sweep", item.location, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+            if item.store == "hot":
+                # With two databases, a crash after the commit leaves the hot copy attached, under its own name.
+                move = stores.ledger.move(item.move_id)
+                handover.retire_hot(connection, item.dataset, move.unit, move.source, item.location)
             tables.drop(connection, item.location)
         _reclaim(stores, [item], actor)
     return [Swept(item.store, item.location, item.size_bytes, "undo window over")]
