@@ -106,7 +106,8 @@ def read_start(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, ticks = fields[0], fields[19]
-    return None if state in "ZX" else f"{boot}/{ticks}"
+    # A killed process shows Z while its other threads still close its sockets; of a child, poll() knows the end.
+    return None if state in "ZX" and child is None else f"{boot}/{ticks}"
 
 
 def is_running(process: Process | None) -> bool:
