@@ -67,16 +67,22 @@ def move_unit(subject: str, move_id: int, now: datetime, owner: str) -> Checkpoi
     """Carry one unit through its steps; return the checkpoint's report if it stopped there."""
     try:
         with opened():
-            seal_unit(subject, move_id, now, owner)
-            state, report = check_unit(subject, move_id, now, owner)
-            for step in () if state is State.QUARANTINED else (copy_unit, verify_unit, commit_unit):
-                step(subject, move_id, now, owner)
-        return report if state is State.QUARANTINED else None
+            return _take_steps(subject, move_id, now, owner)
     except LeaseHeld as exc:
         return Completed(name=LEFT, message=str(exc))
     except VerificationError as exc:
         note_failure(move_id, exc, owner)
         raise
+
+
+def _take_steps(subject: str, move_id: int, now: datetime, owner: str) -> CheckpointReport | None:
+    seal_unit(subject, move_id, now, owner)
+    state, report = check_unit(subject, move_id, now, owner)
+    if state is State.QUARANTINED:
+        return report
+    for step in (copy_unit, verify_unit, commit_unit):
+        step(subject, move_id, now, owner)
+    return None
 
 
 @task(name="seal unit", task_run_name="seal {subject}", **EFFECT)
