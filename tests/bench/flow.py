@@ -64,6 +64,8 @@ def run(ground: Ground) -> Iterator[Row]:
     ground.say("Prefect: server, deployments, worker")
     try:
         try:
+            # A port of its own: the well-known one may be another stack's at any moment.
+            Stack(project / ".stack").state.port(bringup.SERVER)
             timings = bringup.up(project / ".stack", project)
         except StackError as exc:
             ground.say(f"no rows {', '.join(NAMES)}: {' '.join(str(exc).split())[:300]}")
