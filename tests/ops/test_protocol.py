@@ -150,3 +150,22 @@ def test_a_sweep_takes_the_hot_copy_that_a_crash_left_attached(fresh_two_databas
             assert tables.partitions(connection, tables.sealed_parent(world.dataset.name)) == []
         with world.stores.warm.transaction("look", "warm") as connection:
             assert fetch(connection, "SELECT count(*) FROM warm.market_bars") == [(120,)]
+
+
+def test_a_run_that_lost_its_lease_does_not_make_the_copy_again(fresh_two_database_settings: Settings) -> None:
+    """It only seemed dead; the run that took over has verified the stage table of the same name."""
+    with open_world(fresh_two_database_settings) as world:
+        world.insert_day(days_ago(0))
+        world.insert_day(days_ago(30))
+        (move_id,) = lifecycle.begin_moves(world.stores, planned(world, Transition.HOT_TO_WARM))
+        for step in (lifecycle.seal, lifecycle.check):
+            step(world.stores, move_id, world.now, "first")
+        with world.stores.ledger.lease(move_id, "first") as record:
+            stale = Work(world.stores, world.dataset, record, world.now, "first")
+        for step in (lifecycle.copy, lifecycle.verify):
+            done = step(world.stores, move_id, world.now, "second")
+        with pytest.raises(errors.LeaseHeld, match="lost"):
+            handover.copy(stale)
+        with world.stores.warm.transaction("look", "stage") as connection:
+            assert fetch(connection, f"SELECT count(*) FROM {done.target}") == [(60,)]
+        assert lifecycle.commit(world.stores, move_id, world.now, "second").state is State.COMMITTED

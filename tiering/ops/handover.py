@@ -50,6 +50,7 @@ def pump_into_stage(work: Work, source: str, stage: str) -> int:
     """Stream a hot table into a new stage table of the warm database; return the rows."""
     stores, columns = work.stores, work.columns()
     with stores.warm.transaction("stage", str(work.unit)) as connection:
+        stores.ledger.demand_lease(connection, work.record)
         tables.drop(connection, stage)
         tables.create_like(
             connection, stage, tables.warm_parent(work.dataset.name), work.unit, work.dataset.time_column

@@ -42,6 +42,7 @@ def copy(work: Work) -> MoveRecord:
     late = _late_in_warm(work)
     stage = tables.stage_table(work.unit, "rows")
     with work.stores.warm.transaction("stage", str(work.unit)) as connection:
+        work.stores.ledger.demand_lease(connection, work.record)
         tables.drop(connection, stage)
         tables.create_like(
             connection, stage, tables.warm_parent(work.dataset.name), work.unit, work.dataset.time_column

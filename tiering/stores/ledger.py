@@ -264,6 +264,21 @@ class Ledger:
             )
         return _move(row)
 
+    def demand_lease(self, connection: Connection, record: MoveRecord) -> None:
+        """Let nobody take the move over until the caller's transaction ends.
+
+        For effects under a name that the next run uses too: a run that lost its lease without noticing must not
+        make a copy again that the other one has verified already.
+
+        Raises:
+            LeaseHeld: somebody took it over before.
+        """
+        statement = "SELECT 1 FROM tiering.move WHERE move_id = %s AND lease_epoch = %s FOR SHARE"
+        if fetch_one(connection, statement, (record.move_id, record.lease_epoch)) is None:
+            raise errors.LeaseHeld(
+                "hold lease", str(record), "the lease was lost to another run", "Nothing was changed; run it again."
+            )
+
     def advance_alone(self, record: MoveRecord, state: State, **kwargs: Any) -> MoveRecord:
         """`advance` in a transaction of its own."""
         with self.database.transaction("advance", str(record)) as connection:
