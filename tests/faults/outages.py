@@ -32,8 +32,10 @@ def _kill_server(service: str, ground: Ground, job: Job, dice: random.Random) ->
     child = mover.start(ground.settings, ground.policies, job, ground.log)
     mover.await_ready(child)
     time.sleep(dice.uniform(0, 0.25))  # the instant is what the dice choose; nothing waits for anything here
+    port = ground.stack.port(service)
     ground.stack.kill(service)
     ground.stack.restart(service)
+    assert ground.stack.port(service) == port, f"{service} came back on another port, where nobody looks for it"
     outcome = mover.wait(child)
     return outcome.message if outcome.ending == "bug" else ""
 
