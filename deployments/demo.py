@@ -133,6 +133,8 @@ def _bring_up() -> Stack:
     shutil.copy(bringup.PROJECT / "prefect.yaml", PLACE)
     for file in (bringup.PROJECT / "deployments").glob("*.yaml"):
         shutil.copy(file, PLACE / "deployments")
+    # Any free port, not 4200: that is for `make up`, which may be running or just starting.
+    Stack(stack_directory).state.port(bringup.SERVER)
     timings = bringup.up(stack_directory, PLACE, _say)
     out.print(
         f"   servers {timings.stack_s} s, Prefect server {timings.server_s} s, "

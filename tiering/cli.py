@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -348,12 +348,13 @@ if importlib.util.find_spec("infra"):
     app.add_typer(stack_app, name="stack")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; errors end as one line on stderr and an exit code, never as a traceback."""
     out.prepare_logging()
-    as_json = "--json" in sys.argv
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
     try:
-        code = app(standalone_mode=False)
+        code = app(words, standalone_mode=False)
     except errors.TieringError as exc:
         out.say_error(exc, as_json)
         code = out.exit_code(exc)
