@@ -12,16 +12,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from infra.local import Stack
-from tests.bench import compression, export, flow, metadata, stream
+from tests.bench import bars, compression, export, flow, metadata, stream
 from tests.bench.ground import Ground
-from tests.bench.rows import Row
+from tests.bench.rows import Group, Row
 
 OUT = Path(__file__).parents[2] / "build" / "bench.json"
 PREFIX = "lifecycle."
@@ -29,18 +29,7 @@ ROWS, QUICK_ROWS, SEED, REPEATS = 2_400_000, 120_000, 20, 3
 CHECKS_FOUND_DIFFERENCES = 3
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows that are measured together."""
-
-    names: tuple[str, ...]
-    run: Callable[[Ground], Iterator[Row]]
-
-
-GROUPS = tuple(
-    Group(module.NAMES, module.run)  # type: ignore[attr-defined]
-    for module in (export, stream, metadata, compression, flow)
-)
+GROUPS = tuple(group for module in (export, stream, metadata, compression, flow) for group in module.GROUPS)
 
 
 def main() -> int:
@@ -58,9 +47,11 @@ def main() -> int:
     wanted = [name.removeprefix(PREFIX) for name in arguments.only] or [""]
     groups = [g for g in GROUPS if any(n.startswith(w) for n in g.names for w in wanted)]
     if arguments.skip_prefect:
-        groups = [g for g in groups if g.run is not flow.run]
+        groups = [g for g in groups if g not in flow.GROUPS]
     if not groups:
         parser.error(f"no such row; there are: {', '.join(name for g in GROUPS for name in g.names)}")
+    if export.WHOLE_MOVE in groups:
+        export.find_rivet()  # better now than after minutes
     rows = arguments.rows or (QUICK_ROWS if arguments.quick else ROWS)
     began = time.monotonic()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
@@ -68,7 +59,7 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(f"[{time.monotonic() - began:5.0f} s] {text}", markup=False)
 
-    say(f"bench: {rows:,} bars of {500} symbols, seed {SEED}; nothing else should run on this machine")
+    say(f"bench: {rows:,} bars of {bars.SYMBOLS} symbols, seed {SEED}; nothing else should run on this machine")
     found: list[Row] = []
     try:
         for row in measure(groups, rows, 1 if arguments.quick else REPEATS, say):

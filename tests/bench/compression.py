@@ -14,7 +14,7 @@ from infra.local.errors import StackError
 from infra.local.timescale import Timescale, find_missing_program
 from tests.bench import bars
 from tests.bench.ground import Ground, fill, lay_out
-from tests.bench.rows import Row
+from tests.bench.rows import Group, Row
 from tests.bench.world import DATASET, DAY, POLICIES, YEAR, begin, carry_out, opened
 from tiering.model import Dataset, Span, Tier, Transition, Unit
 from tiering.plan.columns import plan_columns
@@ -36,7 +36,6 @@ COLUMNSTORE_MINUTES = 120
 """Bars reach the WebAssembly build by INSERTs of one network packet each: 60,000 of them are enough for a ratio."""
 
 INSERT_ROWS = 200
-NAMES = ("segment_bytes", "segment_bytes_of_heap_alone", "segment_bytes_day_unit", "columnstore_bytes")
 
 
 def run(ground: Ground) -> Iterator[Row]:
@@ -162,3 +161,6 @@ def _sizes(connection: Connection, table: str) -> tuple[int, int]:
 def _share(name: str, after: int, before: int, peer_name: str, bar: float | None, note: str) -> Row:
     ratio = after / before
     return Row(name, "bytes", after, before, peer_name, ratio, bar, bar is None or ratio <= bar, note)
+
+
+GROUPS = (Group(("segment_bytes", "segment_bytes_of_heap_alone", "segment_bytes_day_unit", "columnstore_bytes"), run),)

@@ -10,42 +10,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.bench.ground import Ground, as_values, libpq_environment
-from tests.bench.rows import Row, alternate, at_most, higher, lower
+from tests.bench.ground import BIG, Ground, as_values, libpq_environment
+from tests.bench.rows import Group, Row, alternate, at_most, higher, lower
 
-BIG, TRIPLE = "bench_big", "bench_triple"
+TRIPLE = "bench_triple"
 RSS_MB_MAX = 400
 PANDAS_ROWS_MAX = 300_000
 """Enough for a rate: the whole table would take longer than everything else together."""
 
 INSIDE = "timed inside the process: interpreter start and imports excluded on both sides"
-NAMES = (
-    "export_rows_per_s",
-    "parquet_bytes",
-    "verified_move_rows_per_s",
-    "verified_move_rows_per_s_pandas",
-    "verified_move_rows_per_s_whole_process",
-    "checkpoint_share",
-    "export_peak_rss_mb",
-    "export_peak_rss_mb_3x",
-)
-
 Found = dict[str, Any]
 _numbers = itertools.count(1)
 
 
-def run(ground: Ground) -> Iterator[Row]:
-    """Measure on one warm unit of all the rows, and memory once more on one of three times as many."""
-    table = ground.warm_database(BIG, ground.rows)
-    yield from _copy_stage(ground, table)
-    moves, rivets = _against_rivet(ground, table)
-    yield from _moves(ground, moves, rivets)
-    yield _against_pandas(ground, table, moves)
-    yield from _memory(ground, table, moves)
-    ground.drop(BIG)
-
-
-def _copy_stage(ground: Ground, table: str) -> Iterator[Row]:
+def copy_stage(ground: Ground) -> Iterator[Row]:
+    """The copy alone, beside DuckDB's."""
+    table = ground.big()
     ground.say("copy stage against DuckDB")
     values, environment = _access(ground, BIG)
     ours_file, peer_file = str(ground.directory / "ours.parquet"), str(ground.directory / "duckdb.parquet")
@@ -82,16 +62,25 @@ def _against_rivet(ground: Ground, table: str) -> tuple[list[Found], list[Found]
     return [ours for ours, _ in pairs], [peer for _, peer in pairs]
 
 
-def _moves(ground: Ground, moves: list[Found], rivets: list[Found]) -> Iterator[Row]:
+def whole_move(ground: Ground) -> Iterator[Row]:
+    """Plan to commit, beside tools that export and no more."""
+    table = ground.big()
+    moves, rivets = _against_rivet(ground, table)
     pairs = list(zip(moves, rivets, strict=True))
+    stages = {stage: median(found["stages"][stage] for found in moves) for stage in moves[0]["stages"]}
+    ground.say("seconds of the whole move: " + ", ".join(f"{stage} {took:.2f}" for stage, took in stages.items()))
     note = "plan to commit with upload, read-back and comparison; rivet writes a local file; timed inside the process"
     yield higher("verified_move_rows_per_s", "rows/s", _rates(pairs), "rivet run --validate", 3.0, note)
     whole = [(o["rows"] / o["process_seconds"], p["rows"] / p["process_seconds"]) for o, p in pairs]
     note = "the same with interpreter start, imports and loading of compiled code: what one lone run costs"
     yield higher("verified_move_rows_per_s_whole_process", "rows/s", whole, "rivet run --validate", None, note)
-    stages = [(found["stages"]["check"], found["stages"]["copy"]) for found in moves]
+    shares = [(found["stages"]["check"], found["stages"]["copy"]) for found in moves]
     note = "the checkpoint at SEALED beside the copy it guards, in the whole move"
-    yield lower("checkpoint_share", "s", stages, "our copy stage", 0.5, note)
+    yield lower("checkpoint_share", "s", shares, "our copy stage", 0.5, note)
+    ours, peer = median(found["rss_mb"] for found in moves), _duckdb_memory(ground, BIG, table)
+    note = "peak of the whole process that does the whole verified move, Great Expectations included"
+    yield at_most("export_peak_rss_mb", "MB", ours, RSS_MB_MAX, note, peer, "DuckDB COPY")
+    yield _against_pandas(ground, table, moves)
 
 
 def _against_pandas(ground: Ground, table: str, moves: list[Found]) -> Row:
@@ -104,19 +93,21 @@ def _against_pandas(ground: Ground, table: str, moves: list[Found]) -> Row:
     return higher("verified_move_rows_per_s_pandas", "rows/s", pairs, "pandas.read_sql", None, note)
 
 
-def _memory(ground: Ground, table: str, moves: list[Found]) -> Iterator[Row]:
-    ground.say("memory of whole processes")
-    out = str(ground.directory / "duckdb.parquet")
-    peer = ground.child("duckdb", environment=_access(ground, BIG)[1], table=table, out=out)
-    ours = median(found["rss_mb"] for found in moves)
-    note = "peak of the whole process that does the whole verified move, Great Expectations included"
-    yield at_most("export_peak_rss_mb", "MB", ours, RSS_MB_MAX, note, peer["rss_mb"], "DuckDB COPY")
-    triple = ground.warm_database(TRIPLE, 3 * ground.rows)
+def triple_memory(ground: Ground) -> Iterator[Row]:
+    """Memory once more on a unit of three times as many rows: it must not grow with them."""
+    table = ground.warm_database(TRIPLE, 3 * ground.rows)
+    ground.say("memory of the whole move at 3x rows")
     moved = move_once(ground, TRIPLE)
-    peer = ground.child("duckdb", environment=_access(ground, TRIPLE)[1], table=triple, out=out)
     note = f"{moved['rows']:,} rows"
-    yield at_most("export_peak_rss_mb_3x", "MB", moved["rss_mb"], RSS_MB_MAX, note, peer["rss_mb"], "DuckDB COPY")
+    peer = _duckdb_memory(ground, TRIPLE, table)
+    yield at_most("export_peak_rss_mb_3x", "MB", moved["rss_mb"], RSS_MB_MAX, note, peer, "DuckDB COPY")
     ground.drop(TRIPLE)
+
+
+def _duckdb_memory(ground: Ground, name: str, table: str) -> float:
+    out = str(ground.directory / "duckdb.parquet")
+    found = ground.child("duckdb", environment=_access(ground, name)[1], table=table, out=out)
+    return float(found["rss_mb"])
 
 
 def move_once(ground: Ground, template: str) -> Found:
@@ -150,3 +141,20 @@ def _demand_rows(ground: Ground, pairs: list[tuple[Found, Found]]) -> None:
     """A side that lost rows on the way has no speed."""
     counts = {found["rows"] for pair in pairs for found in pair}
     assert counts == {ground.rows}, f"rows written: {counts}, not {ground.rows}"
+
+
+WHOLE_MOVE = Group(
+    (
+        "verified_move_rows_per_s",
+        "verified_move_rows_per_s_whole_process",
+        "checkpoint_share",
+        "export_peak_rss_mb",
+        "verified_move_rows_per_s_pandas",
+    ),
+    whole_move,
+)
+GROUPS = (
+    Group(("export_rows_per_s", "parquet_bytes"), copy_stage),
+    WHOLE_MOVE,
+    Group(("export_peak_rss_mb_3x",), triple_memory),
+)

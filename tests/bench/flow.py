@@ -17,7 +17,7 @@ from infra.local import Stack
 from infra.local.errors import StackError
 from tests.bench import bars
 from tests.bench.ground import OLD, Ground, fill, lay_out
-from tests.bench.rows import Row, at_most
+from tests.bench.rows import Group, Row, at_most
 from tests.bench.world import DATASET, DAY, NOW, opened
 from tiering.model import State, Unit
 from tiering.plan.spans import unit_of
@@ -29,8 +29,6 @@ WAIT_SECONDS_MAX = 180.0
 POLL_SECONDS = 0.25
 FIRST_LINE = "begun"
 """The flow's first log line tells how long after its schedule it has begun."""
-
-NAMES = ("flow_overhead_seconds", "flow_overhead_per_unit_seconds")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def run(ground: Ground) -> Iterator[Row]:
             Stack(project / ".stack").state.port(bringup.SERVER)
             timings = bringup.up(project / ".stack", project)
         except StackError as exc:
-            ground.say(f"no rows {', '.join(NAMES)}: {' '.join(str(exc).split())[:300]}")
+            ground.say(f"no rows of flow_overhead: {' '.join(str(exc).split())[:300]}")
             return
         ground.say(f"up: {timings}")
         yield from _measure(ground, Stack(project / ".stack"))
@@ -138,3 +136,6 @@ def _wait(what: str, test: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(POLL_SECONDS)
     return found
+
+
+GROUPS = (Group(("flow_overhead_seconds", "flow_overhead_per_unit_seconds"), run),)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from tiering.plan.spans import unit_of
 from tiering.settings import Settings
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import execute, identifier
+
+BIG = "bench_big"
+"""The database with all the bench's rows in one warm unit."""
 
 OLD = bars.day("2020-01-02")
 """Old enough to be due for the lake, young enough to be kept."""
@@ -50,6 +53,7 @@ class Ground:
     seed: int
     repeats: int
     say: Callable[[str], None]
+    _warm: dict[str, str] = field(default_factory=dict)
 
     def place(self, name: str) -> Settings:
         """The settings of a database, and of a bucket of the same name."""
@@ -83,8 +87,14 @@ class Ground:
         """Write out what earlier work left dirty, so that the next measurement does not pay for it."""
         self.admin("CHECKPOINT")
 
+    def big(self) -> str:
+        """Make BIG, once; return the unit's table."""
+        return self.warm_database(BIG, self.rows)
+
     def warm_database(self, name: str, rows: int) -> str:
-        """Make a database with one warm unit of that many bars; return the unit's table."""
+        """Make a database with one warm unit of that many bars, once; return the unit's table."""
+        if name in self._warm:
+            return self._warm[name]
         began = time.monotonic()
         settings = self.create(name)
         with opened(settings, YEAR) as (stores, dataset):
@@ -96,6 +106,7 @@ class Ground:
         # Hint bits and the visibility map are written once, here, and not by whoever reads first.
         self.admin(sql.SQL("VACUUM (ANALYZE, FREEZE) {}").format(identifier(table)), name)
         self.settle()
+        self._warm[name] = table
         self.say(f"{rows:,} bars in one warm unit after {time.monotonic() - began:.0f} s")
         return table
 

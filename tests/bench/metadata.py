@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from tests.bench import bars
 from tests.bench.ground import OLD, Ground, fill, lay_out, reach
-from tests.bench.rows import Row, flat
+from tests.bench.rows import Group, Row, flat
 from tests.bench.world import DATASET, DAY, NOW, begin, carry_out, opened
 from tiering.model import Receipt, Span, Transition, Unit
 from tiering.ops import checkpoints
@@ -25,7 +25,6 @@ SMALL_SHARE = 40
 """A unit of 1× has a fortieth of the bench's rows, one of 10× a quarter."""
 
 GROWTH_MAX = 1.5
-NAMES = ("handover_seconds_10x", "expiry_seconds_10x", "expiry_warm_seconds_10x")
 
 
 def run(ground: Ground) -> Iterator[Row]:
@@ -70,3 +69,6 @@ def _by_size(receipts: Sequence[Receipt]) -> tuple[list[float], list[float]]:
     """Seconds of the small units and of the big ones, quality checks apart: those read the rows by intent."""
     seconds = [sum(took for stage, took in receipt.stage_seconds if stage != "check") for receipt in receipts]
     return seconds[::2], seconds[1::2]
+
+
+GROUPS = (Group(("handover_seconds_10x", "expiry_seconds_10x", "expiry_warm_seconds_10x"), run),)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
+
+from tests.bench.ground import Ground
 
 Result = TypeVar("Result")
 
@@ -29,6 +31,14 @@ class Row:
         numbers = {"ours": rounded(self.ours), "peer": rounded(self.peer)}
         told = {"peer_name": self.peer_name, "ratio": rounded(self.ratio), "bar": self.bar, "ok": self.ok}
         return {"name": self.name, "unit": self.unit, **numbers, **told}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are measured together, in this order."""
+
+    names: tuple[str, ...]
+    run: Callable[[Ground], Iterator[Row]]
 
 
 def rounded(number: float | None) -> float | None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.bench.ground import Ground, libpq_environment
-from tests.bench.rows import Row, alternate, higher
+from tests.bench.ground import BIG, Ground, libpq_environment
+from tests.bench.rows import Group, Row, alternate, higher
 
-SOURCE, TARGET = "bench_pump_from", "bench_pump_into"
+TARGET = "bench_pump"
 TABLE = "public.arrived"
-NAMES = ("hot_to_warm_stream_rows_per_s",)
 
 
 def run(ground: Ground) -> Iterator[Row]:
     """Stream the same table both ways, each time into an empty table with the same primary key."""
-    table = ground.warm_database(SOURCE, ground.rows)
+    table = ground.big()
     ground.create(TARGET)
     ground.say("streamed hot to warm against psql | psql")
-    source, target = ground.stack.postgres.url(SOURCE), ground.stack.postgres.url(TARGET)
+    source, target = ground.stack.postgres.url(BIG), ground.stack.postgres.url(TARGET)
     program = str(ground.stack.postgres.bin / "psql")
 
     def pump() -> float:
@@ -34,7 +33,6 @@ def run(ground: Ground) -> Iterator[Row]:
     pairs = alternate(pump, pipe, ground.repeats)
     note = "binary COPY into a table with its primary key, commit included; our imports excluded"
     yield higher("hot_to_warm_stream_rows_per_s", "rows/s", pairs, "psql | psql", 0.8, note)
-    ground.drop(SOURCE)
     ground.drop(TARGET)
 
 
@@ -54,3 +52,6 @@ def _empty(ground: Ground) -> None:
 def _rate(ground: Ground, found: dict[str, float]) -> float:
     assert found["rows"] == ground.rows, f"{found['rows']} rows arrived, not {ground.rows}"
     return found["rows"] / found["seconds"]
+
+
+GROUPS = (Group(("hot_to_warm_stream_rows_per_s",), run),)
