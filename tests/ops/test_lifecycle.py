@@ -42,6 +42,17 @@ def test_a_unit_lives_its_whole_life_and_keeps_every_value(world: World) -> None
     assert len(world.cold_rows()) == 60
 
 
+def test_rows_without_a_partition_are_planned_like_any_other(world: World) -> None:
+    world.insert_day(days_ago(30))
+    world.insert_day(days_ago(0))
+    rows = world.rows()
+    plan = lifecycle.plan_dataset(world.stores, world.dataset, world.now)
+    assert [(move.transition, move.unit.begin) for move in plan.moves] == [(Transition.HOT_TO_WARM, days_ago(30))]
+    (move_id,) = lifecycle.begin_moves(world.stores, plan)
+    assert lifecycle.run_move(world.stores, move_id, world.now, "test").state is State.COMMITTED
+    assert world.rows() == rows
+
+
 def test_running_again_changes_nothing(world: World) -> None:
     world.insert_day(days_ago(30))
     world.insert_day(days_ago(0))

@@ -11,6 +11,7 @@ from psycopg2.extensions import connection as Connection
 
 from tiering import errors
 from tiering.model import State, Tier, Unit
+from tiering.ops.install import create_units
 from tiering.ops.work import Work, both, fingerprint_of, prove_copy
 from tiering.stores import pgcopy, tables
 from tiering.stores.ledger import MoveRecord, UnitRecord
@@ -23,6 +24,8 @@ def seal(work: Work) -> MoveRecord:
     Writers in flight are waited for; rows that come later fall into the late partition.
     """
     name = work.dataset.name
+    # Rows that came before their partition did may be planned before it was made.
+    create_units(work.stores, work.dataset, [(work.unit.begin, work.unit.end)])
     with work.stores.hot.transaction("seal", str(work.unit), lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
         found = tables.find(connection, tables.hot_parent(name), work.unit)
         if found:

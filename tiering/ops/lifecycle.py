@@ -59,11 +59,15 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
 
     Hot first, ledger second: a unit handed over in between is found at its new place, and never missed.
     """
-    hot, late, newest = _survey_hot(stores, dataset)
+    hot, waiting, newest = _survey_hot(stores, dataset)
+    late = {unit.begin: count for unit, count in waiting}
     records = stores.ledger.units(dataset.name)
     moves = {move.unit.begin: move for move in stores.ledger.moves(dataset.name, OPEN_STATES)}
     holds = {hold.begin: hold.reason for hold in stores.ledger.holds(dataset.name)}
-    found = {r.unit.begin: r for r in hot}
+    # Rows may come before their unit's partition does: they lie in the late partition, and are hot all the same.
+    location = tables.late_partition(dataset.name)
+    found = {unit.begin: Residence(unit, Tier.HOT, location, row_count=count) for unit, count in waiting}
+    found |= {r.unit.begin: r for r in hot}
     for record in records:
         found[record.unit.begin] = Residence(
             unit=record.unit,
@@ -91,7 +95,7 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
     return [_with_open_merge(r, moves.get(r.unit.begin)) for r in residences], newest
 
 
-def _survey_hot(stores: Stores, dataset: Dataset) -> tuple[list[Residence], dict[datetime, int], datetime | None]:
+def _survey_hot(stores: Stores, dataset: Dataset) -> tuple[list[Residence], list[tuple[Unit, int]], datetime | None]:
     """List the hot units, count the late rows by unit, find the newest row.
 
     Why again: a table that another scheduler hands over between the catalog and our look into it has another name
@@ -102,9 +106,9 @@ def _survey_hot(stores: Stores, dataset: Dataset) -> tuple[list[Residence], dict
     ):
         with attempt, stores.hot.transaction("survey", dataset.name, read_only=True) as connection:
             hot = _hot_units(connection, dataset)
-            late = {unit.begin: count for unit, count in late_units(connection, dataset)}
+            waiting = late_units(connection, dataset)
             newest = tables.newest_row(connection, dataset)
-    return hot, late, newest
+    return hot, waiting, newest
 
 
 def _with_open_merge(residence: Residence, move: MoveRecord | None) -> Residence:

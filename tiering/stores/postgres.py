@@ -29,6 +29,7 @@ SESSION = {
     "bytea_output": "hex",
     "client_encoding": "UTF8",
     "synchronous_commit": "on",
+    "statement_timeout": "2h",  # Prefect's time-outs cannot interrupt a driver: a hung server must not hold a run
     "jit": "off",  # our scans are short; compiling them costs more than it saves
 }
 
