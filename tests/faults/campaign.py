@@ -27,7 +27,7 @@ SHARES = {
     Transition.EXPIRE: 12,
     SWEEP: 8,
 }
-ROUND_KILLS = 84
+ROUND_KILLS = 50
 YEARS_EARLIER = timedelta(days=3 * 365)
 Say = Callable[[str], None]
 

@@ -129,7 +129,7 @@ def _clear_the_way(stores: Stores, dataset: Dataset, job: Job) -> None:
         plan = patiently(lambda: lifecycle.plan_dataset(stores, dataset, job.now))
         if any(move.transition == job.work for move in plan.moves):
             return
-        ids = _due(stores, dataset, job, Transition.MERGE)
+        ids = _due(stores, dataset, replace(job, moves_max=1), Transition.MERGE)
         if not ids:
             return
         for move_id in ids:
