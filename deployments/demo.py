@@ -32,7 +32,7 @@ ROUND = ("hot-to-warm", "compress", "warm-to-cold", "expire")
 SERIES = {"^GSPC": "sp500", "^IXIC": "nasdaq"}
 LATE_ROWS = 25
 
-out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass
@@ -179,14 +179,14 @@ def _tell_story(demo: Demo) -> None:
         out.print(f"   late for {', '.join(unit.name for unit in late)}")
         data.release(demo.stores, bad, "demo: the low is as the exchange sent it")
         expected = data.take_inventory(demo.stores)
-    for name in ROUND:
+    with _step("lifting the hold"):
+        data.lift(demo.stores, held)
+    for name in ("hot-to-warm", "compress", "expire"):
         _run(demo, name)
     data.demand_merged(demo.stores, late)
-    out.print(f"   {', '.join(unit.name for unit in late)} are generation 2 now")
+    data.demand_settled(demo.stores, demo.now)
+    out.print(f"   {', '.join(unit.name for unit in late)} are generation 2 now; nothing more is due anywhere")
 
-    with _step("lifting the hold, expiring what it held, and sweeping what is past its undo window"):
-        data.lift(demo.stores, held)
-    _run(demo, "expire")
     later = demo.now + timedelta(days=3)  # past undo window and grace
     _run(demo, "sweep", at=later)
 
@@ -224,7 +224,7 @@ def _run(demo: Demo, flow: str, at: datetime | None = None) -> None:
         started = run.start_time and (run.start_time - run.expected_start_time).total_seconds()
         demo.report.note(flow, data.receipts_since(demo.stores, mark), wall, max(0.0, started or 0.0))
         if flow == "sweep":
-            demo.report.note_sweep(*data.swept_since(demo.stores, mark), wall)
+            demo.report.note_sweep(*data.swept_since(demo.stores, mark), wall - (started or 0.0))
 
 
 if __name__ == "__main__":

@@ -191,6 +191,13 @@ def demand_merged(stores: Stores, units: Sequence[Unit]) -> None:
             raise Broken(f"{unit.name} has no second generation")
 
 
+def demand_settled(stores: Stores, now: datetime) -> None:
+    """Nothing is due: running everything again would change nothing."""
+    due = [move for d in _moving(stores) for move in lifecycle.plan_dataset(stores, d, now).moves]
+    if due:
+        raise Broken(f"still due after every transition ran: {', '.join(map(str, due[:5]))}")
+
+
 def demand_series(stores: Stores, source: Series) -> int:
     """The series is in the cold tier, and every bar of it is the source's, to the last digit."""
     last = max(day for _, day in source)

@@ -65,7 +65,9 @@ class Report:
         for head in heads:
             table.add_column(head, justify="right")
         for name, line in self.lines.items():
-            ratio = f"{line.bytes_after / line.bytes_before:.2f}" if line.bytes_before and line.bytes_after else "–"
+            # A merge's "before" is the late rows alone: dividing by it says nothing.
+            has_ratio = line.bytes_before and line.bytes_after and name != "merge"
+            ratio = f"{line.bytes_after / line.bytes_before:.2f}" if has_ratio else "–"
             table.add_row(
                 name,
                 f"{line.units:,}",

@@ -18,21 +18,9 @@ from tiering.cli import app, main
 from tiering.settings import Settings
 
 AT = "2024-06-20T12:00Z"
-COMMANDS = [
-    "install",
-    "plan",
-    "explain",
-    "seed",
-    "load",
-    "query",
-    "fsck",
-    "run",
-    "release",
-    "sweep",
-    "hold",
-    "policies",
-    "stack",
-] + ["hold place", "hold lift", "hold list", "policies lint"]
+GROUPS = ("hold", "policies", "stack")
+PLAIN = ("install", "plan", "explain", "seed", "load", "query", "fsck", "run", "release", "sweep")
+COMMANDS = (*PLAIN, "hold place", "hold lift", "hold list", "policies lint")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
