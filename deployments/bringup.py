@@ -23,6 +23,7 @@ from infra.local.processes import (
     Command,
     find_descendants,
     inherited_environment,
+    is_listening,
     is_running,
     run_tool,
     spawn,
@@ -183,7 +184,9 @@ def _wait_healthy(stack: Stack) -> None:
     deadline = time.monotonic() + SERVER_SECONDS_MAX
     while True:
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=2) as answer:
-            if answer.status == 200:
+            # The port was free when we chose it; a stranger who took it since would answer just as well.
+            server = stack.state.process(SERVER)
+            if answer.status == 200 and server is not None and is_listening(server, _server_port(stack)):
                 return
         log = stack.directory / "logs" / f"{SERVER}.log"
         if not is_running(stack.state.process(SERVER)):

@@ -136,6 +136,20 @@ def stop(process: Process, how: signal.Signals, grace_seconds: float) -> None:
     raise StackError("stop", f"pid {process.pid}", "still there after SIGKILL", "Look at it with ps; is it in state D?")
 
 
+def is_listening(process: Process, port: int) -> bool:
+    """Tell whether it is this process, or a child of it, that listens on a TCP port, and not a stranger."""
+    listening = "0A"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == listening and row[1].endswith(f":{port:04X}")}
+    for pid in (process.pid, *(child.pid for child in find_descendants(process.pid))):
+        with contextlib.suppress(OSError):
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.readlink(link) in sockets:
+                        return True
+    return False
+
+
 def find_descendants(pid: int) -> list[Process]:
     """Find children, their children and so on: what SIGKILL of the parent alone would leave behind."""
     children: dict[int, list[int]] = {}

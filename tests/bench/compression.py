@@ -21,8 +21,8 @@ from tiering.plan.columns import plan_columns
 from tiering.plan.policies import parse_policies
 from tiering.plan.spans import unit_of
 from tiering.stores import tables
-from tiering.stores.ledger import UnitRecord
 from tiering.stores.postgres import SESSION, fetch_one
+from tiering.stores.records import UnitRecord
 from tiering.stores.timescale import TimescaleWarm
 
 FIRST = bars.day("2023-01-02")

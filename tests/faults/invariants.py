@@ -19,8 +19,8 @@ from tiering.ops.export import fetched
 from tiering.ops.sweep import sweep
 from tiering.plan.columns import plan_columns
 from tiering.stores import ledger, parquet, tables
-from tiering.stores.ledger import UnitRecord
 from tiering.stores.postgres import fetch
+from tiering.stores.records import UnitRecord
 
 DAY = timedelta(days=1)
 Rows = list[tuple[Any, ...]]

@@ -28,8 +28,8 @@ from tiering.model import Dataset, Policies, State, Transition
 from tiering.ops import install, lifecycle
 from tiering.ops.sweep import sweep
 from tiering.settings import Settings
-from tiering.stores.ledger import OPEN_STATES
 from tiering.stores.opening import Stores, open_stores
+from tiering.stores.records import OPEN_STATES
 
 SWEEP = "sweep"
 DATASET = "market_bars"

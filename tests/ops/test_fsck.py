@@ -12,8 +12,8 @@ from tiering.ops import install, lifecycle
 from tiering.ops.fsck import fsck
 from tiering.plan.fsck import REMEDIES, Code
 from tiering.settings import Settings
-from tiering.stores.ledger import UnitRecord
 from tiering.stores.postgres import execute
+from tiering.stores.records import UnitRecord
 
 
 @pytest.fixture

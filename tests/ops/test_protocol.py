@@ -18,8 +18,9 @@ from tiering.ops.sweep import sweep
 from tiering.ops.work import Work
 from tiering.settings import Settings
 from tiering.stores import tables
-from tiering.stores.ledger import Ledger, UnitRecord
+from tiering.stores.ledger import Ledger
 from tiering.stores.postgres import execute, fetch
+from tiering.stores.records import UnitRecord
 
 CORRECTION = "INSERT INTO hot.market_bars VALUES ('S1','US','1m',%s,1,2,1,1,7,7,'test')"
 

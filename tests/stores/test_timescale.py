@@ -18,8 +18,8 @@ from tests.builders import BAR_COLUMNS, bars, dataset, unit
 from tiering.model import Dataset, Span, Tier, Unit
 from tiering.plan.columns import plan_columns
 from tiering.stores import tables
-from tiering.stores.ledger import UnitRecord
 from tiering.stores.postgres import SESSION, execute, fetch, fetch_one
+from tiering.stores.records import UnitRecord
 from tiering.stores.timescale import TimescaleWarm, choose_for
 from tiering.stores.warm import NativeWarm, add_missing_columns
 

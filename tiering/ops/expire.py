@@ -12,8 +12,9 @@ from tiering.model import State, Tier
 from tiering.ops import handover, merge
 from tiering.ops.work import Work
 from tiering.stores import tables
-from tiering.stores.ledger import MoveRecord, UnitRecord, held
+from tiering.stores.ledger import held
 from tiering.stores.postgres import execute
+from tiering.stores.records import MoveRecord, UnitRecord
 
 
 def seal(work: Work) -> MoveRecord:

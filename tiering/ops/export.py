@@ -23,9 +23,9 @@ from tiering.ops.work import Work, both, compared_columns, fingerprint_of, prove
 from tiering.plan.layout import lake_key
 from tiering.stores import parquet, pgcopy, pghash, tables
 from tiering.stores.lake import LakeFile
-from tiering.stores.ledger import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import execute
+from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
 
 
 def seal(work: Work) -> MoveRecord:
@@ -133,6 +133,7 @@ def verify_object(work: Work, relation: sql.Composable, columns: tuple[Column, .
         with fetched(work.stores, record) as file:
             return pghash.fingerprint_batches(parquet.read_parquet_batches(file, compared), compared, work.dataset.key)
 
+    source: Fingerprint
     source, copied = both(lambda: fingerprint_of(work.stores.warm, relation, work.dataset, columns, subject), read_back)
     prove_copy(subject, source, copied, work.record.bytes_after)
     return source

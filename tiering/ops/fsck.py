@@ -21,10 +21,10 @@ from tiering.plan.columns import plan_columns
 from tiering.plan.fsck import Code, Finding, lasting
 from tiering.plan.spans import subtract
 from tiering.stores import parquet, pghash, tables
-from tiering.stores.ledger import OPEN_STATES, UnitRecord
 from tiering.stores.opening import Stores
 from tiering.stores.ports import ObjectStat
 from tiering.stores.postgres import fetch, fetch_one
+from tiering.stores.records import OPEN_STATES, UnitRecord
 
 STALE_AFTER = timedelta(days=1)
 """A move that nobody advanced for this long is stuck: every schedule would have carried it on."""

@@ -14,8 +14,8 @@ from tiering.model import State, Tier, Unit
 from tiering.ops.install import create_units
 from tiering.ops.work import Work, both, fingerprint_of, prove_copy
 from tiering.stores import pgcopy, tables
-from tiering.stores.ledger import MoveRecord, UnitRecord
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, identifier
+from tiering.stores.records import MoveRecord, UnitRecord
 
 
 def seal(work: Work) -> MoveRecord:

@@ -25,9 +25,10 @@ from tiering.ops.install import late_units
 from tiering.ops.work import Work
 from tiering.plan.lifecycle import plan_moves
 from tiering.stores import tables
-from tiering.stores.ledger import OPEN_STATES, MoveRecord, audit
+from tiering.stores.ledger import audit
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import identifier
+from tiering.stores.records import OPEN_STATES, MoveRecord
 
 log = logging.getLogger(__name__)
 

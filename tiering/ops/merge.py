@@ -14,8 +14,8 @@ from tiering.model import Column, Fingerprint, State, Tier
 from tiering.ops import export, handover
 from tiering.ops.work import Work, demand_equal, fingerprint_of, prove_copy
 from tiering.stores import parquet, pgcopy, tables
-from tiering.stores.ledger import MoveRecord, UnitRecord, fingerprint_to_json
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch_one, identifier, names
+from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json
 
 
 def seal(work: Work) -> MoveRecord:

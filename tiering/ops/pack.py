@@ -9,7 +9,7 @@ from tiering.model import State, Tier
 from tiering.ops.export import warm_unit
 from tiering.ops.work import Work, compared_columns, demand_equal, fingerprint_of
 from tiering.stores import pghash, tables
-from tiering.stores.ledger import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
+from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
 
 
 def seal(work: Work) -> MoveRecord:

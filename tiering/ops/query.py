@@ -32,10 +32,11 @@ from tiering.plan.columns import plan_columns
 from tiering.plan.queries import BadQuery, Filter, Need, demand_select, find_needs
 from tiering.plan.spans import EPOCH
 from tiering.stores import duck, pgcopy, tables
-from tiering.stores.ledger import UnitRecord, units
+from tiering.stores.ledger import units
 from tiering.stores.opening import Stores
 from tiering.stores.parquet_schema import EXACT_FIELD_ID, arrow_schema
 from tiering.stores.postgres import Postgres, identifier, mapped
+from tiering.stores.records import UnitRecord
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from tiering.model import Dataset
 from tiering.ops import handover
 from tiering.plan.spans import subtract
 from tiering.stores import tables
-from tiering.stores.ledger import OPEN_STATES, TrashRecord, audit
+from tiering.stores.ledger import audit
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch, fetch_one
+from tiering.stores.records import OPEN_STATES, TrashRecord
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from tiering.model import Column, Dataset, Fingerprint, State
 from tiering.ops.checkpoints import check_copy
 from tiering.plan.columns import plan_columns
 from tiering.stores import ledger, pghash, tables
-from tiering.stores.ledger import MoveRecord
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres
+from tiering.stores.records import MoveRecord
 
 
 @dataclass(frozen=True, slots=True)

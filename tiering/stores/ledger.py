@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -18,81 +17,20 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from tiering import errors
-from tiering.model import ColumnPrint, Fingerprint, Move, Plan, State, Tier, Transition, Unit
+from tiering.model import Move, Plan, State, Tier, Transition, Unit
 from tiering.stores.postgres import Postgres, execute, fetch, fetch_one, mapped
+from tiering.stores.records import (
+    OPEN_STATES,
+    HoldRecord,
+    MoveRecord,
+    TrashRecord,
+    UnitRecord,
+    fingerprint_from_json,
+    fingerprint_to_json,
+)
 
 LEASE_SPACE = 0x7 << 28
 """First half of our advisory lock keys, so that an application's own locks do not meet them."""
-
-OPEN_STATES = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED, State.QUARANTINED)
-STEPS = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED, State.COMMITTED, State.RECLAIMED)
-
-
-@dataclass(frozen=True, slots=True)
-class MoveRecord:
-    """One row of tiering.move. `details` is a plain JSON object that the transition's steps share."""
-
-    move_id: int
-    unit: Unit
-    transition: Transition
-    state: State
-    source: str
-    target: str
-    details: Mapping[str, Any]
-    row_count: int
-    bytes_before: int
-    bytes_after: int
-    checkpoints_passed: int
-    stage_seconds: Mapping[str, float]
-    problem: str
-    forced_because: str
-    lease_epoch: int
-
-    def __str__(self) -> str:
-        return f"{self.transition} {self.unit}"
-
-    def has_reached(self, state: State) -> bool:
-        """Tell whether the move is at `state` or past it (a quarantined move has reached nothing more)."""
-        return self.state in STEPS and STEPS.index(self.state) >= STEPS.index(state)
-
-
-@dataclass(frozen=True, slots=True)
-class UnitRecord:
-    """One row of tiering.unit: the authoritative copy of a unit that has left the hot tier."""
-
-    unit: Unit
-    tier: Tier
-    location: str
-    is_compressed: bool
-    row_count: int
-    size_bytes: int
-    fingerprint: Fingerprint | None = None
-    sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TrashRecord:
-    """A superseded copy in its undo window."""
-
-    trash_id: int
-    move_id: int
-    dataset: str
-    begin: datetime
-    store: str
-    location: str
-    size_bytes: int
-    trashed_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class HoldRecord:
-    """A legal hold in force; `begin` None holds the whole dataset."""
-
-    dataset: str
-    begin: datetime | None
-    reason: str
-    placed_by: str
-
 
 _MOVE_COLUMNS = """move_id, dataset, begin_at, end_at, generation, transition, state, source, target, details,
     row_count, bytes_before, bytes_after, checkpoints_passed, stage_seconds, problem, forced_because, lease_epoch"""
@@ -493,17 +431,3 @@ def audit(
         "INSERT INTO tiering.audit (actor, action, dataset, begin_at, details) VALUES (%s, %s, %s, %s, %s)",
         (actor, action, dataset, begin, json.dumps(dict(details), default=str)),
     )
-
-
-def fingerprint_to_json(fingerprint: Fingerprint) -> dict[str, Any]:
-    """Write a fingerprint as a JSON object; hashes as hex, because JSON numbers are doubles to many readers."""
-    columns = [[c.name, c.value_count, f"{c.hash_sum:016x}"] for c in fingerprint.columns]
-    return {"rows": fingerprint.row_count, "columns": columns}
-
-
-def fingerprint_from_json(value: Mapping[str, Any] | None) -> Fingerprint | None:
-    """Read what `fingerprint_to_json` wrote."""
-    if value is None:
-        return None
-    columns = tuple(ColumnPrint(name, count, int(digits, 16)) for name, count, digits in value["columns"])
-    return Fingerprint(value["rows"], columns)

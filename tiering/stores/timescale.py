@@ -18,8 +18,8 @@ from psycopg2.extensions import connection as Connection
 from tiering import errors
 from tiering.model import Column, Dataset, Span, Unit
 from tiering.stores import tables
-from tiering.stores.ledger import UnitRecord
 from tiering.stores.postgres import Postgres, execute, fetch_one, identifier, names
+from tiering.stores.records import UnitRecord
 from tiering.stores.warm import NativeWarm, WarmTables, definition
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

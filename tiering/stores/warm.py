@@ -16,8 +16,8 @@ from psycopg2.extensions import connection as Connection
 
 from tiering.model import Column, Dataset, Unit
 from tiering.stores import tables
-from tiering.stores.ledger import UnitRecord
 from tiering.stores.postgres import execute, identifier, names
+from tiering.stores.records import UnitRecord
 
 SEGMENT_ROWS = 1000
 """Most rows of one segment: long enough to compress well, short enough that one symbol's day reads little."""
