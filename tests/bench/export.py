@@ -39,6 +39,9 @@ def copy_stage(ground: Ground) -> Iterator[Row]:
     yield higher("export_rows_per_s", "rows/s", _rates(pairs), "DuckDB COPY", 1.0, note)
     sizes = [(ours["bytes"], peer["bytes"]) for ours, peer in pairs]
     yield lower("parquet_bytes", "bytes", sizes, "DuckDB COPY", 0.9, "the same rows, zstd both")
+    ours_peak, peer_peak = (median(pair[side]["rss_mb"] for pair in pairs) for side in (0, 1))
+    note = "peak of the whole process of the copy stage, interpreter and libraries included"
+    yield at_most("export_peak_rss_mb", "MB", ours_peak, RSS_MB_MAX, note, peer_peak, "DuckDB COPY")
 
 
 def _against_rivet(ground: Ground, table: str) -> tuple[list[Found], list[Found]]:
@@ -79,7 +82,7 @@ def whole_move(ground: Ground) -> Iterator[Row]:
     yield lower("checkpoint_share", "s", shares, "our copy stage", 0.5, note)
     ours, peer = median(found["rss_mb"] for found in moves), _duckdb_memory(ground, BIG, table)
     note = "peak of the whole process that does the whole verified move, Great Expectations included"
-    yield at_most("export_peak_rss_mb", "MB", ours, RSS_MB_MAX, note, peer, "DuckDB COPY")
+    yield at_most("move_peak_rss_mb", "MB", ours, None, note, peer, "DuckDB COPY")
     yield _against_pandas(ground, table, moves)
 
 
@@ -96,11 +99,15 @@ def _against_pandas(ground: Ground, table: str, moves: list[Found]) -> Row:
 def triple_memory(ground: Ground) -> Iterator[Row]:
     """Memory once more on a unit of three times as many rows: it must not grow with them."""
     table = ground.warm_database(TRIPLE, 3 * ground.rows)
-    ground.say("memory of the whole move at 3x rows")
-    moved = move_once(ground, TRIPLE)
-    note = f"{moved['rows']:,} rows"
+    ground.say("memory of the copy stage and of the whole move at 3x rows")
     peer = _duckdb_memory(ground, TRIPLE, table)
-    yield at_most("export_peak_rss_mb_3x", "MB", moved["rss_mb"], RSS_MB_MAX, note, peer, "DuckDB COPY")
+    values, out = _access(ground, TRIPLE)[0], ground.directory / "ours.parquet"
+    copied = ground.child("export", values=values, table=table, out=str(out))
+    note = f"{copied['rows']:,} rows"
+    yield at_most("export_peak_rss_mb_3x", "MB", copied["rss_mb"], RSS_MB_MAX, note, peer, "DuckDB COPY")
+    moved = move_once(ground, TRIPLE)
+    note += ", whole verified move, Great Expectations included"
+    yield at_most("move_peak_rss_mb_3x", "MB", moved["rss_mb"], None, note, peer, "DuckDB COPY")
     ground.drop(TRIPLE)
 
 
@@ -148,13 +155,13 @@ WHOLE_MOVE = Group(
         "verified_move_rows_per_s",
         "verified_move_rows_per_s_whole_process",
         "checkpoint_share",
-        "export_peak_rss_mb",
+        "move_peak_rss_mb",
         "verified_move_rows_per_s_pandas",
     ),
     whole_move,
 )
 GROUPS = (
-    Group(("export_rows_per_s", "parquet_bytes"), copy_stage),
+    Group(("export_rows_per_s", "parquet_bytes", "export_peak_rss_mb"), copy_stage),
     WHOLE_MOVE,
-    Group(("export_peak_rss_mb_3x",), triple_memory),
+    Group(("export_peak_rss_mb_3x", "move_peak_rss_mb_3x"), triple_memory),
 )
