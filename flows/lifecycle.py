@@ -159,10 +159,12 @@ def _move(plan: Plan, now: datetime, problems: Problems, waited: float) -> list[
 
 
 def _submit(runner: TaskRunner[Any], plan: Plan, ids: Sequence[int], now: datetime) -> dict[PrefectFuture[Any], str]:
+    # The undo window counts from here. A run that was late by days must not leave its copies a window that is over.
+    began = now if runtime.flow_run.parameters.get("at") else datetime.now(UTC)
     me = owner()
     units = [(move.unit, move_id) for move, move_id in zip(plan.moves, ids, strict=True)]
     return {
-        runner.submit(lifecycle.move_unit, {"subject": unit.name, "move_id": move_id, "now": now, "owner": me}): str(
+        runner.submit(lifecycle.move_unit, {"subject": unit.name, "move_id": move_id, "now": began, "owner": me}): str(
             unit
         )
         for unit, move_id in units

@@ -100,7 +100,11 @@ def show_quarantine(report: CheckpointReport) -> None:
     for failure in report.failures:
         lines += [f"## {failure.expectation}", "", f"{failure.description}. Observed: **{failure.observed}**", ""]
         lines += [*(f"    {sample}" for sample in failure.samples), ""]
-    lines += [f"Correct the rows and `tiering release {report.subject}`, or overrule it with `--force REASON`."]
+    unit = "/".join(report.subject.split("/")[:2])  # as `tiering release` reads it, with or without generation
+    lines += [
+        f"Overrule it: `tiering release {unit} --force --reason \"…\"`. Or correct the rows and `tiering release {unit}`:",
+        "their table is sealed, that is, fenced against writes; `docs/runbooks/quarantine.md` says how it is done.",
+    ]
     create_markdown_artifact("\n".join(lines), artifact_key("quarantine", report.subject))
 
 

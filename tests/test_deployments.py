@@ -22,7 +22,9 @@ from prefect.events.schemas.automations import AutomationCore
 from pydantic import BaseModel
 
 from deployments.limits import limits
+from tests.test_cli import environment
 from tiering.plan.policies import parse_policies
+from tiering.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENT: dict[str, Any] = yaml.safe_load((PROJECT / "prefect.yaml").read_text())
@@ -116,3 +118,14 @@ def test_each_dataset_that_moves_has_a_limit() -> None:
     assert limits() == {
         f"tiering-{name}": 1 for name in ("market_bars", "index_bars", "technical_indicators", "financial_statements")
     }
+
+
+def test_limits_follow_the_policy_file_of_the_settings(
+    fresh_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (PROJECT / "deployments" / "policies.yaml").read_text().replace("index_bars", "other_bars")
+    (tmp_path / "own.yaml").write_text(text)
+    for name, value in environment(fresh_settings).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TIERING_POLICIES", str(tmp_path / "own.yaml"))
+    assert {"tiering-other_bars", "tiering-market_bars"} <= limits().keys()

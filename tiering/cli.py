@@ -307,7 +307,7 @@ def query(
 @app.command()
 def fsck(
     deep: Annotated[
-        bool, typer.Option("--deep", help="Read every warm row and every byte and row of the lake.")
+        bool, typer.Option("--deep", help="Also count all warm rows, and read every byte and row of the lake.")
     ] = False,
     at: At = None,
     as_json: Json = False,
@@ -326,7 +326,7 @@ def fsck(
         for f in checked.findings
     ]
     table = out.table_of(
-        f"{checked.units} units, {checked.objects} objects, {checked.rows} rows read again",
+        f"{checked.units} units, {checked.objects} objects, {checked.rows} rows counted or read again",
         ["code", "subject", "finding", "remedy"],
         [list(row.values())[:4] for row in rows] or [("none", "", "the stores agree", "")],
     )

@@ -206,3 +206,41 @@ def test_a_second_run_cannot_take_a_leased_move_and_a_fenced_one_cannot_commit(w
             execute(connection, "UPDATE tiering.move SET lease_epoch = lease_epoch + 1 WHERE move_id=%s", (move_id,))
         with pytest.raises(errors.LeaseHeld, match="lost"):
             world.stores.ledger.advance_alone(record, State.SEALED)
+
+
+def test_a_copy_that_fails_verification_is_quarantined_and_made_anew_after_release(world: World) -> None:
+    """Spoil the stage or the lake object between copy and verify: nothing is committed, and release starts over."""
+    world.insert_day(days_ago(900))
+    world.insert_day(days_ago(0))
+    world.run(Transition.HOT_TO_WARM)
+    rows = world.rows()
+    (move_id,) = world.begin(Transition.WARM_TO_COLD)
+    lifecycle.seal(world.stores, move_id, world.now, "test")
+    lifecycle.check(world.stores, move_id, world.now, "test")
+    record = lifecycle.copy(world.stores, move_id, world.now, "test")
+    with world.stores.warm.transaction("spoil", "the hash") as connection:
+        execute(
+            connection,
+            "UPDATE tiering.move SET details = details || '{\"sha256\": \"00\"}' WHERE move_id = %s",
+            (move_id,),
+        )
+    with pytest.raises(errors.VerificationError, match="sha256"):
+        lifecycle.verify(world.stores, move_id, world.now, "test")
+    assert world.stores.ledger.move(move_id).state is State.QUARANTINED
+    assert world.rows() == rows
+    lifecycle.release(world.stores, record.unit, "test")
+    assert [r.state for r in world.run(Transition.WARM_TO_COLD)] == [State.COMMITTED]
+    assert world.rows() == rows
+
+
+def test_a_hold_keeps_superseded_copies_from_the_sweep(world: World) -> None:
+    world.insert_day(days_ago(30))
+    world.insert_day(days_ago(0))
+    world.run(Transition.HOT_TO_WARM)
+    world.run(Transition.COMPRESS)
+    later = add(world.now, world.stores.policies.undo_window).replace(minute=1)
+    assert sweep(world.stores, later, "test", dry_run=True)
+    world.stores.ledger.place_hold(world.dataset.name, days_ago(30), "case 7", "counsel")
+    assert sweep(world.stores, later, "test") == []
+    world.stores.ledger.lift_hold(world.dataset.name, days_ago(30), "settled", "counsel")
+    assert sweep(world.stores, later, "test")

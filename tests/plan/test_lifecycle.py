@@ -317,3 +317,10 @@ def test_ten_thousand_units_are_planned_within_a_second() -> None:
     seconds = time.process_time() - started
     print(f"{len(homes)} units planned in {seconds:.3f} s: {len(plan.moves)} moves")
     assert seconds < 1
+
+
+def test_an_expiry_begun_under_another_policy_is_not_carried_on() -> None:
+    home = residence("2024-01-05", Tier.COLD, move_state=State.PLANNED, move_transition=Transition.EXPIRE)
+    plan = plan_moves(dataset(), [home], NOW, NOW)
+    assert plan.moves == ()
+    assert [reason.code for reason in plan.stays[0].reasons] == ["moving"]

@@ -218,6 +218,15 @@ def test_an_upload_nobody_completed_is_dropped(bucket: S3Objects) -> None:
     assert bucket.drop_unfinished(datetime.now(UTC) + timedelta(minutes=1)) == 1
 
 
+def test_an_upload_under_another_prefix_is_left_alone(bucket: S3Objects) -> None:
+    ours, theirs = (f"{uuid.uuid4().hex}/" for _ in range(2))
+    for prefix in (ours, theirs):
+        bucket._client.create_multipart_upload(Bucket=bucket.bucket, Key=f"{prefix}x")
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    assert bucket.drop_unfinished(later, prefix=ours) == 1
+    assert bucket.drop_unfinished(later, prefix=theirs) == 1, "it was still there"
+
+
 def test_every_botocore_exception_has_an_answer() -> None:
     classes = [
         found

@@ -70,10 +70,7 @@ def commit(work: Work) -> MoveRecord:
         work.audit(
             connection, "expire", rows=unit.row_count, bytes=unit.size_bytes, location=unit.location, sha256=unit.sha256
         )
-        record = work.advance(connection, State.COMMITTED)
-    if unit.tier is Tier.EXPIRED:
-        handover.settle(work.at(record))
-    return record
+        return work.advance(connection, State.COMMITTED)
 
 
 def _retire_late(work: Work, connection: Connection) -> None:

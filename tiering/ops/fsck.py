@@ -41,7 +41,7 @@ class Checked:
         findings: differences and notes, in order.
         units: looked at, in the ledger.
         objects: looked at, in the bucket.
-        rows: read again (deep only).
+        rows: counted or read again (deep only).
     """
 
     findings: tuple[Finding, ...]
@@ -60,12 +60,13 @@ def _silent(_what: str, _done: int, _total: int) -> None:
 
 
 def fsck(stores: Stores, now: datetime, *, deep: bool = False, progress: Progress = _silent) -> Checked:
-    """Check everything; `deep` reads every warm row and every byte and row of the lake again.
+    """Check everything; `deep` counts every warm unit's rows and reads every byte and row of the lake again.
 
     Args:
         stores: what to check.
         now: the instant that windows and staleness count back from.
-        deep: also compare contents.
+        deep: also compare contents: the lake's by hash and fingerprint, the warm tier's by number of rows (a warm
+            copy has no fingerprint in the ledger).
         progress: told during the deep part.
     """
     moving = [d for d in stores.policies.datasets if d.state == "moves"]
@@ -212,7 +213,7 @@ class _Look:
 
 
 def _deep(stores: Stores, dataset: Dataset, damaged: set[str], progress: Progress) -> tuple[list[Finding], int]:
-    """Read every copy again; units that are damaged for a reason already found are left out."""
+    """Count the warm copies' rows, read the cold copies; units that are damaged for a reason already found are left out."""
     with stores.hot.transaction("describe", dataset.name, read_only=True) as connection:
         if not tables.exists(connection, tables.hot_parent(dataset.name)):
             return [], 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from psycopg2.extensions import connection as Connection
 
 from tiering import errors
-from tiering.model import State, Tier, Unit
+from tiering.model import State, Tier, Transition, Unit
 from tiering.ops.install import create_units
 from tiering.ops.work import Work, both, fingerprint_of, prove_copy
 from tiering.stores import pgcopy, tables
@@ -96,14 +96,12 @@ def commit(work: Work) -> MoveRecord:
         if not work.stores.is_one_database:
             trash = tables.trash_table(work.unit, work.record.move_id, "hot")
             work.trash(connection, "hot", trash, work.record.bytes_before)
-        record = work.advance(connection, State.COMMITTED, target=location, bytes_after=size)
-    settle(work.at(record))
-    return record
+        return work.advance(connection, State.COMMITTED, target=location, bytes_after=size)
 
 
 def settle(work: Work) -> None:
     """Take the hot copy of a committed move out of sight (two databases only). May be called again."""
-    if work.stores.is_one_database:
+    if work.stores.is_one_database or work.record.transition in (Transition.COMPRESS, Transition.WARM_TO_COLD):
         return
     trash = tables.trash_table(work.unit, work.record.move_id, "hot")
     with work.stores.hot.transaction("settle", str(work.unit), lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
@@ -112,6 +110,9 @@ def settle(work: Work) -> None:
 
 def retire_hot(connection: Connection, dataset: str, unit: Unit, source: str, trash: str) -> None:
     """Detach a sealed table, if it still is attached, and put it into the trash schema."""
-    if tables.parent_of(connection, source) == tables.sealed_parent(dataset):
-        tables.detach(connection, tables.sealed_parent(dataset), source)
+    sealed = tables.sealed_parent(dataset)
+    # Locked before looked at: two runs may settle the same move.
+    tables.lock(connection, sealed, "ACCESS EXCLUSIVE")
+    if tables.parent_of(connection, source) == sealed:
+        tables.detach(connection, sealed, source)
         tables.rename(connection, source, trash)

@@ -7,12 +7,14 @@ point, by anybody. Does not: destroy anything (sweep.py); know Prefect.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime
 from types import ModuleType
+from typing import TypeVar
 
 from psycopg2.extensions import connection as Connection
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -31,6 +33,7 @@ from tiering.stores.postgres import identifier
 from tiering.stores.records import OPEN_STATES, MoveRecord
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 STEPS: dict[Transition, ModuleType] = {
     Transition.HOT_TO_WARM: handover,
@@ -183,13 +186,18 @@ def check(stores: Stores, move_id: int, now: datetime, owner: str) -> tuple[Move
             record = work.advance_alone(
                 State.SEALED,
                 checkpoints_passed=int(report.passed),
-                row_count=dict(report.metrics).get("row_count") or record.row_count,
+                row_count=_counted(report, record.row_count),
                 details={"checked": True},
             )
         else:
-            record = _quarantine(work, report)
+            record = _quarantine(work, report.problem, record.state)
         stores.ledger.note_seconds(record, "check", took)
         return record, report
+
+
+def _counted(report: CheckpointReport, estimate: int) -> int:
+    counted = dict(report.metrics).get("row_count")
+    return estimate if counted is None else counted
 
 
 def _run_check(work: Work) -> CheckpointReport:
@@ -215,12 +223,12 @@ def _row_count_before(work: Work) -> int | None:
     return older[0].row_count if older and older[0].tier is not Tier.EXPIRED else None
 
 
-def _quarantine(work: Work, report: CheckpointReport) -> MoveRecord:
-    problem = report.problem
+def _quarantine(work: Work, problem: str, back_to: State) -> MoveRecord:
+    """Stop a move for a person to look at; `back_to` is where a release lets it go on."""
     with work.stores.warm.transaction("quarantine", str(work.record)) as connection:
         work.audit(connection, "quarantine", problem=problem)
         record = work.advance(
-            connection, State.QUARANTINED, problem=problem[:2000], details={"quarantined_at": str(work.record.state)}
+            connection, State.QUARANTINED, problem=problem[:2000], details={"quarantined_at": str(back_to)}
         )
     log.warning("quarantined move=%s problem=%s", record, problem)
     return record
@@ -230,7 +238,7 @@ def _step(stores: Stores, move_id: int, state: State, now: datetime, owner: str)
     with stores.ledger.lease(move_id, owner) as record:
         if record.state is State.QUARANTINED or record.has_reached(state):
             if state is State.COMMITTED and record.state is State.COMMITTED:
-                handover.settle(Work(stores, dataset_named(stores, record.unit.dataset), record, now, owner))
+                _settle(Work(stores, dataset_named(stores, record.unit.dataset), record, now, owner))
             return record
         previous = ORDER[ORDER.index(state) - 1]
         if record.state is not previous:
@@ -241,8 +249,15 @@ def _step(stores: Stores, move_id: int, state: State, now: datetime, owner: str)
             raise errors.PermanentError("copy", str(record), "not checked yet", "Run the checkpoint first.")
         work = Work(stores, dataset_named(stores, record.unit.dataset), record, now, owner)
         began = time.perf_counter()
-        done = _with_patience(lambda: _FUNCTIONS[state](STEPS[record.transition])(work))
+        try:
+            done = _with_patience(lambda: _FUNCTIONS[state](STEPS[record.transition])(work))
+        except errors.VerificationError as exc:
+            # Released, the copy is made anew: what is wrong with this one will not pass by itself.
+            _quarantine(work, str(exc), State.SEALED)
+            raise
         took = time.perf_counter() - began
+        if state is State.COMMITTED:
+            _settle(work.at(done))
         stores.ledger.note_seconds(done, _STAGE[state], took)
         log.info("%s move=%s rows=%d bytes=%d seconds=%.3f", state, done, done.row_count, done.bytes_after, took)
         return done
@@ -257,7 +272,13 @@ _FUNCTIONS: dict[State, Callable[[ModuleType], Callable[[Work], MoveRecord]]] = 
 }
 
 
-def _with_patience(step: Callable[[], MoveRecord]) -> MoveRecord:
+def _settle(work: Work) -> None:
+    """Take the hot copy of a committed move out of sight; where a reader is in the way, the next run does."""
+    with contextlib.suppress(errors.CommitConflict):
+        _with_patience(lambda: handover.settle(work))
+
+
+def _with_patience(step: Callable[[], T]) -> T:
     """Try a step again when a lock or the Iceberg pointer was taken: milliseconds here, minutes in Prefect.
 
     Why jitter: two movers that met once must not meet at the same instant again.
@@ -277,7 +298,7 @@ def finish_open(stores: Stores, dataset: Dataset, now: datetime, owner: str) -> 
         return 0
     committed = stores.ledger.moves(dataset.name, [State.COMMITTED])
     for record in committed:
-        handover.settle(Work(stores, dataset, record, now, owner))
+        _settle(Work(stores, dataset, record, now, owner))
     return len(committed)
 
 

@@ -30,6 +30,7 @@ def copy(work: Work) -> MoveRecord:
     warm, dataset, subject = work.stores.warm_tables, work.dataset, str(work.unit)
     compared = compared_columns(dataset, columns)
     with work.stores.warm.transaction("pack", subject) as connection:
+        work.stores.ledger.demand_lease(connection, work.record)
         rows = warm.relation(connection, dataset, unit, columns)
         source = pghash.fingerprint(connection, rows, compared, dataset.key)
         packed = warm.pack(connection, dataset, unit, work.unit, columns)

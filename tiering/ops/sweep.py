@@ -7,11 +7,13 @@ named it and it is older than the grace period by the run's clock and by the ser
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from tiering.errors import TransientError
 from tiering.model import Dataset
 from tiering.ops import handover
 from tiering.plan.spans import subtract
@@ -48,25 +50,38 @@ def sweep(stores: Stores, now: datetime, actor: str, *, dry_run: bool = False) -
     Returns:
         What was destroyed, or would be.
     """
-    swept = []
+    jobs: list[Callable[[], list[Swept]]] = []
     for dataset in stores.policies.datasets:
         if dataset.state == "moves" and stores.ledger.knows(dataset.name):
-            swept += _sweep_dataset(stores, dataset, now, actor, dry_run)
-    swept += _sweep_stage(stores, dry_run)
+            jobs += _jobs(stores, dataset, now, actor, dry_run)
+    jobs.append(functools.partial(_sweep_stage, stores, dry_run))
+    swept: list[Swept] = []
+    problem: TransientError | None = None
+    for job in jobs:
+        try:
+            swept += job()
+        except TransientError as exc:  # a reader holds one table: the rest need not wait for it
+            problem = problem or exc
     if not dry_run:
         _close_moves(stores)
+    if problem:
+        raise problem
     return swept
 
 
-def _sweep_dataset(stores: Stores, dataset: Dataset, now: datetime, actor: str, dry_run: bool) -> list[Swept]:
+def _jobs(
+    stores: Stores, dataset: Dataset, now: datetime, actor: str, dry_run: bool
+) -> list[Callable[[], list[Swept]]]:
+    """List what there is to sweep of a dataset. A hold keeps superseded copies too: they may hold other values."""
+    held = {hold.begin for hold in stores.ledger.holds(dataset.name)}
     over = stores.ledger.trash(dataset.name, before=subtract(now, stores.policies.undo_window))
-    swept = []
-    for item in over:
-        if item.store in ("hot", "warm"):
-            swept += _drop_trash(stores, item, actor, dry_run)
+    over = [item for item in over if not held & {None, item.begin}]
+    jobs: list[Callable[[], list[Swept]]] = [
+        functools.partial(_drop_trash, stores, item, actor, dry_run) for item in over if item.store in ("hot", "warm")
+    ]
     if stores.lake.exists(dataset.name):
-        swept += _sweep_lake(stores, dataset, over, now, actor, dry_run)
-    return swept
+        jobs.append(functools.partial(_sweep_lake, stores, dataset, over, now, actor, dry_run))
+    return jobs
 
 
 def _drop_trash(stores: Stores, item: TrashRecord, actor: str, dry_run: bool) -> list[Swept]:
@@ -98,7 +113,7 @@ def _sweep_lake(
         o for o in [*listed, *metadata] if o.modified_at < old and stores.location(o.key) not in named | waiting
     ]
     if not dry_run:
-        stores.objects.drop_unfinished(older_than=old)
+        stores.objects.drop_unfinished(older_than=old, prefix=f"lake/{dataset.name}/")
         stores.objects.delete([stores.key(t.location) for t in superseded] + [o.key for o in leftovers])
         _reclaim(stores, superseded, actor)
     return [Swept("lake", t.location, t.size_bytes, "grace period over") for t in superseded] + [
@@ -124,12 +139,9 @@ def _sweep_stage(stores: Stores, dry_run: bool) -> list[Swept]:
                    JOIN pg_namespace n ON n.oid = c.relnamespace
                    WHERE n.nspname = 'tiering_stage' AND c.relkind IN ('r', 'p')""",
             )
-        in_use = {
-            tables.stage_table(move.unit, kind)
-            for dataset in stores.policies.datasets
-            for move in stores.ledger.moves(dataset.name, OPEN_STATES)
-            for kind in STAGE_KINDS
-        }
+        # Of every dataset, not only those of the policy file: one taken out for a while still has its moves.
+        moves = stores.ledger.moves(None, OPEN_STATES)
+        in_use = {tables.stage_table(move.unit, kind) for move in moves for kind in STAGE_KINDS}
         for name, size in staged:
             if name not in in_use:
                 if not dry_run:

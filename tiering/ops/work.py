@@ -97,7 +97,7 @@ def demand_equal(subject: str, source: Fingerprint, copy: Fingerprint) -> None:
             "verify",
             subject,
             "; ".join(differences[:5]),
-            "Both copies are kept. Find out which is wrong, then `tiering release` the unit.",
+            "Both copies are kept and the unit is quarantined. Find out which is wrong, then `tiering release` it.",
         )
 
 

@@ -89,6 +89,9 @@ def _carry_on(
 ) -> Move | tuple[Reason, ...]:
     if step is Transition.EXPIRE and home.hold:
         return (_held(home), Reason("moving", f"{step} stopped at {home.move_state} by the hold"))
+    if step is Transition.EXPIRE and not clock.is_past(home.unit.end, dataset.policy.retention):
+        # Begun under another policy or a wrong date: an expiry is judged again before it is carried on.
+        return (Reason("moving", f"{step} stands at {home.move_state}, but the policy in force does not allow it"),)
     if step not in only:
         return (
             Reason("moving", f"{step} is open at {home.move_state}; this plan is for {', '.join(only)}", clock.now),
@@ -203,7 +206,8 @@ def check_plan(plan: Plan, dataset: Dataset, residences: Sequence[Residence]) ->
         home, span = by_name[move.unit.name], ages[move.transition]
         if move.transition is Transition.EXPIRE and (home.hold or home.tier is Tier.HOT):
             raise _broken(str(move.unit), "it would expire though it is held or hot")
-        if home.move_state in OPEN or move.transition is Transition.MERGE:
+        is_open = home.move_state in OPEN and move.transition is not Transition.EXPIRE
+        if is_open or move.transition is Transition.MERGE:
             continue
         if span is None or plan.reference is None or subtract(plan.reference, span) < home.unit.end:
             raise _broken(str(move.unit), f"{move.transition} though it is too young")

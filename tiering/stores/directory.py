@@ -80,8 +80,8 @@ class DirectoryObjects:
             with _mapped("delete", str(self._path(key))):
                 self._path(key).unlink(missing_ok=True)
 
-    def drop_unfinished(self, older_than: datetime) -> int:
-        """See `ObjectStore.drop_unfinished`."""
+    def drop_unfinished(self, older_than: datetime, *, prefix: str = "") -> int:
+        """See `ObjectStore.drop_unfinished`. What is being received has no key yet, and is ours alone."""
         with _mapped("drop unfinished", str(self.root)):
             old = [p for p in (self.root / _INCOMING).glob("*") if p.stat().st_mtime < older_than.timestamp()]
             for path in old:

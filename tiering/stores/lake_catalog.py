@@ -26,7 +26,7 @@ from sqlalchemy import select
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from tiering.errors import NotFound
+from tiering.errors import AlreadyExists, NotFound
 from tiering.stores.objects import S3Objects
 
 CATALOG = "tiering"
@@ -260,5 +260,11 @@ class _Upload(io.BytesIO):
             data = self.getvalue()
             super().close()
             body: BinaryIO = io.BytesIO(data)
-            self._objects.put_new(self._key, body, len(data), hashlib.sha256(data).hexdigest())
+            sha256 = hashlib.sha256(data).hexdigest()
+            try:
+                self._objects.put_new(self._key, body, len(data), sha256)
+            except AlreadyExists:
+                # The answer to the first try was lost, and its repetition found it: the names are random.
+                if self._objects.stat(self._key).sha256 != sha256:
+                    raise
             _recent.put(self._objects, self._key, data)

@@ -110,14 +110,15 @@ class Ledger:
             raise errors.NotFound("read move", str(move_id), "no such move", "List moves with `tiering explain`.")
         return _move(row)
 
-    def moves(self, dataset: str, states: Sequence[State]) -> list[MoveRecord]:
-        """List a dataset's moves in the given states, oldest unit first."""
-        with self.database.transaction("list moves of", dataset) as connection:
+    def moves(self, dataset: str | None, states: Sequence[State]) -> list[MoveRecord]:
+        """List a dataset's (None: every dataset's) moves in the given states, oldest unit first."""
+        with self.database.transaction("list moves of", dataset or "all datasets") as connection:
             rows = fetch(
                 connection,
-                f"""SELECT {_MOVE_COLUMNS} FROM tiering.move WHERE dataset = %s AND state = ANY(%s)
+                f"""SELECT {_MOVE_COLUMNS} FROM tiering.move
+                    WHERE (%(dataset)s::text IS NULL OR dataset = %(dataset)s) AND state = ANY(%(states)s)
                     ORDER BY begin_at, move_id""",
-                (dataset, [str(state) for state in states]),
+                {"dataset": dataset, "states": [str(state) for state in states]},
             )
         return [_move(row) for row in rows]
 
@@ -232,7 +233,9 @@ class Ledger:
             )
 
     def release(self, unit_name: str, dataset: str, begin: datetime, actor: str, force_reason: str) -> MoveRecord:
-        """Send a quarantined unit's move back to where its checkpoint is tried again.
+        """Send a quarantined unit's move back to be tried again: its checkpoint, or its copy made anew.
+
+        A move that stands at COPIED or VERIFIED and cannot be finished is sent back as well.
 
         Args:
             unit_name: for messages.
@@ -242,14 +245,15 @@ class Ledger:
             force_reason: why the failing checkpoint may be ignored; empty to try it again.
 
         Raises:
-            NotFound: the unit is not quarantined.
+            NotFound: the unit is neither quarantined nor stuck behind its copy.
         """
         with self.database.transaction("release", unit_name) as connection:
             row = fetch_one(
                 connection,
                 f"""UPDATE tiering.move SET state = coalesce(details->>'quarantined_at', 'SEALED'), problem = '',
-                           forced_because = %s, changed_at = clock_timestamp()
-                    WHERE dataset = %s AND begin_at = %s AND state = 'QUARANTINED' RETURNING {_MOVE_COLUMNS}""",
+                           forced_because = %s, lease_epoch = lease_epoch + 1, changed_at = clock_timestamp()
+                    WHERE dataset = %s AND begin_at = %s AND state IN ('QUARANTINED', 'COPIED', 'VERIFIED')
+                    RETURNING {_MOVE_COLUMNS}""",
                 (force_reason, dataset, begin),
             )
             if row is None:

@@ -156,13 +156,15 @@ class S3Objects:
                 for failure in answer.get("Errors", ()):
                     raise ClientError({"Error": failure}, "DeleteObjects")
 
-    def drop_unfinished(self, older_than: datetime) -> int:
+    def drop_unfinished(self, older_than: datetime, *, prefix: str = "") -> int:
         """See `ObjectStore.drop_unfinished`: abort the multipart uploads that nobody completed."""
         count = 0
-        with mapped("drop unfinished", self.bucket):
-            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket):
+        with mapped("drop unfinished", self.location(prefix)):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
+            for page in pages:
                 for upload in page.get("Uploads", ()):
-                    if upload["Initiated"] < older_than:
+                    # Asked again here: to abort an upload of somebody else's cannot be undone.
+                    if upload["Initiated"] < older_than and upload["Key"].startswith(prefix):
                         self._abort(upload["Key"], upload["UploadId"])
                         count += 1
         return count

@@ -38,7 +38,7 @@ class Stores:
 
     def key(self, location: str) -> str:
         """Return the key of a lake object from its full name."""
-        return location.removeprefix(f"s3://{self.lake_bucket}/")
+        return self.objects.key(location)
 
 
 @contextmanager

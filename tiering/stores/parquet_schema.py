@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import IO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tiering.model import EXACT_COLUMN, Column, Kind
 
@@ -63,3 +65,11 @@ def _schema(columns: Sequence[Column], type_of: Callable[[Column], pa.DataType])
     ]
     exact = pa.field(EXACT_COLUMN, pa.string(), nullable=True, metadata={"PARQUET:field_id": str(EXACT_FIELD_ID)})
     return pa.schema([*fields, exact])
+
+
+def columns_in(file: IO[bytes], columns: Sequence[Column]) -> tuple[Column, ...]:
+    """Choose those of the columns that a lake file has: a file may be older than a column. Rewinds the file."""
+    with pq.ParquetFile(file, pre_buffer=False) as found:
+        have = set(found.schema_arrow.names)
+    file.seek(0)
+    return tuple(column for column in columns if column.name in have)

@@ -18,41 +18,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiering.errors import SchemaMismatch
-from tiering.stores.parquet_radix import order_of
+from tiering.stores.parquet_keys import (
+    Words,
+    integers,
+    is_rankable,
+    is_variable,
+    order_rows,
+    storage,
+    valid,
+    values,
+    with_nulls,
+)
 
-WORDS_MAX = 1 << 15
 _RUN_BYTES = 8 << 20
 _BLOCK_ROWS = 1_024
 _FIXED_BYTES = 8
-
-
-class Words:
-    """The dictionary of one text column over all batches; `is_open` is False once there are too many words."""
-
-    def __init__(self) -> None:
-        self.words: pa.Array = pa.array([], pa.string())
-        self.is_open = True
-        self._last: tuple[pa.Array, Any] | None = None
-
-    def code(self, array: pa.DictionaryArray) -> pa.Array | None:
-        """Translate a batch's own codes to ours; None when the words have become too many."""
-        local = array.dictionary
-        if self._last is None or not self._last[0].equals(local):
-            known = pc.index_in(local, value_set=self.words)
-            if known.null_count:
-                self.words = pa.concat_arrays([self.words, local.filter(pc.is_null(known))])
-                known = pc.index_in(local, value_set=self.words)
-            self._last = local, known.to_numpy(zero_copy_only=False).astype(np.int32)
-        if len(self.words) > WORDS_MAX:
-            self.is_open = False
-            return None
-        mapping = self._last[1] if len(local) else np.zeros(1, np.int32)
-        codes = mapping[_values(array.indices, np.int64 if array.indices.type == pa.int64() else None)]
-        return _with_nulls(pa.array(codes.astype(np.int16)), array.indices)
-
-    def rank(self) -> Any:
-        """Give each code its place in the order of the words."""
-        return pc.rank(self.words, tiebreaker="dense").to_numpy().astype(np.int64)
 
 
 class SortedRows:
@@ -76,7 +56,7 @@ class SortedRows:
     @property
     def row_bytes(self) -> int:
         """Average width of a row, the same for the same rows."""
-        fixed = sum(1 for f in self.schema if not _is_variable(f.type)) * _FIXED_BYTES
+        fixed = sum(1 for f in self.schema if not is_variable(f.type)) * _FIXED_BYTES
         return fixed + self.text_bytes // max(1, self.row_count)
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -153,15 +133,15 @@ class SortedRows:
         if field.name not in self.words or not self.words[field.name].is_open:
             return column
         array = column.combine_chunks()
-        codes = _values(array)
+        codes = values(array)
         used = np.zeros(len(self.words[field.name].words), bool)
-        used[codes[_valid(array)] if array.null_count else codes] = True
+        used[codes[valid(array)] if array.null_count else codes] = True
         mine = np.flatnonzero(used)
         words = self.words[field.name].words.take(pa.array(mine))
         order = pc.sort_indices(words)
         place = np.zeros(len(used), np.int32)
         place[mine[order.to_numpy()]] = np.arange(len(mine), dtype=np.int32)
-        indices = _with_nulls(pa.array(place[codes]), array)
+        indices = with_nulls(pa.array(place[codes]), array)
         return pa.DictionaryArray.from_arrays(indices, words.take(order), safe=False)
 
     def decoded_type(self, field: pa.Field) -> pa.DataType:
@@ -183,20 +163,18 @@ class SortedRows:
         """Sort a table in memory: by one packed integer where the keys allow it."""
         table = table.combine_chunks()
         keys = [word for name in self.sort for word in self._sort_words(name, table.column(name))]
-        packed, bits = _pack(keys)
-        order = order_of(packed, bits) if packed is not None else np.lexsort(keys[::-1] or [np.zeros(table.num_rows)])
-        return table.take(pa.array(order))
+        return table.take(pa.array(order_rows(keys, table.num_rows)))
 
     def _sort_words(self, name: str, column: pa.ChunkedArray) -> list[Any]:
         """Express a column as integers in the same order, nulls first."""
         if pa.types.is_null(column.type):
             return []
         array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        valid = [_valid(array).astype(np.int64)] if array.null_count else []
+        valid = [valid(array).astype(np.int64)] if array.null_count else []
         if name in self.words and pa.types.is_integer(array.type):
-            ranks = self.words[name].rank()[_values(array)]
+            ranks = self.words[name].rank()[values(array)]
         else:
-            ranks = _integers(array)
+            ranks = integers(array)
         if valid:
             ranks = np.where(valid[0], ranks, 0)
         return [*valid, ranks]
@@ -212,11 +190,11 @@ class SortedRows:
         array = column.combine_chunks()
         if name in self.words and pa.types.is_integer(array.type):
             values = self.words[name].words.take(array).to_pylist()
-        elif _is_rankable(array.type):
-            values = _storage(array).to_pylist()
+        elif is_rankable(array.type):
+            values = storage(array).to_pylist()
         else:
             values = [
-                v if ok else None for v, ok in zip(_integers(array).tolist(), _valid(array).tolist(), strict=True)
+                v if ok else None for v, ok in zip(integers(array).tolist(), valid(array).tolist(), strict=True)
             ]
         return [() if value is None else (value,) for value in values]
 
@@ -281,72 +259,13 @@ def _conform(part: Any, types: dict[str, pa.DataType]) -> Any:
     return part
 
 
-def _pack(words: list[Any]) -> tuple[Any, int]:
-    """Join the sort words in one int64, and say how many bits it uses; None when 63 are not enough."""
-    packed: Any = None
-    bits_used = 0
-    for word in words:
-        low, high = (int(word.min()), int(word.max())) if len(word) else (0, 0)
-        bits = (high - low).bit_length()
-        bits_used += bits
-        if bits_used > 63:
-            return None, 0
-        packed = (word - low) if packed is None else (packed << bits) | (word - low)
-    return packed, bits_used
-
-
-def _integers(array: pa.Array) -> Any:
-    """Map a column to int64 in the same order; texts and other long values by their rank among themselves."""
-    if _is_rankable(array.type):
-        ranks = pc.rank(_storage(array), tiebreaker="dense")
-        return ranks.to_numpy(zero_copy_only=False).astype(np.int64)
-    if pa.types.is_boolean(array.type):
-        return pc.fill_null(array, False).to_numpy(zero_copy_only=False).astype(np.int64)
-    if pa.types.is_floating(array.type):
-        bits = _values(array).astype(np.float64).view(np.int64)
-        return np.where(bits < 0, np.int64(-(2**63)) - bits - 1, bits)
-    return _values(array).astype(np.int64, copy=False)
-
-
-def _values(array: pa.Array, dtype: Any = None) -> Any:
-    """View a fixed-width array's values, whatever stands under its nulls."""
-    width = array.type.bit_width // 8
-    floats = {4: np.float32, 8: np.float64}
-    kind = dtype or (floats[width] if pa.types.is_floating(array.type) else np.dtype(f"i{width}"))
-    if array.buffers()[1] is None:
-        return np.zeros(len(array), kind)
-    return np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array)]
-
-
-def _valid(array: pa.Array) -> Any:
-    return array.is_valid().to_numpy(zero_copy_only=False)
-
-
-def _with_nulls(array: pa.Array, like: pa.Array) -> pa.Array:
-    if not like.null_count:
-        return array
-    return pc.if_else(like.is_valid(), array, pa.scalar(None, array.type))
-
-
-def _storage(array: pa.Array) -> pa.Array:
-    return array.storage if isinstance(array, pa.ExtensionArray) else array
-
-
-def _is_variable(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
-
-
-def _is_rankable(kind: pa.DataType) -> bool:
-    return bool(_is_variable(kind) or kind == pa.uuid() or pa.types.is_decimal128(kind))
-
-
 def _text_bytes(array: pa.Array) -> int:
     """Count the bytes of a text column's values, coded or not."""
     if isinstance(array, pa.DictionaryArray):
         lengths = pc.binary_length(array.dictionary).to_numpy(zero_copy_only=False)
-        codes = _values(array.indices)
-        return int(lengths[codes[_valid(array)] if array.null_count else codes].sum())
-    return int(pc.sum(pc.binary_length(array)).as_py() or 0) if _is_variable(array.type) else 0
+        codes = values(array.indices)
+        return int(lengths[codes[valid(array)] if array.null_count else codes].sum())
+    return int(pc.sum(pc.binary_length(array)).as_py() or 0) if is_variable(array.type) else 0
 
 
 def _compact(table: pa.Table) -> pa.Table:

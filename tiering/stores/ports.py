@@ -98,8 +98,10 @@ class ObjectStore(Protocol):
         Not atomic: when it raises, some of the keys may be gone already. Only `ops/sweep.py` calls this.
         """
 
-    def drop_unfinished(self, older_than: datetime) -> int:
+    def drop_unfinished(self, older_than: datetime, *, prefix: str = "") -> int:
         """Drop what crashed writers left behind that `list` does not show; say how many.
 
         May be called at any time and twice; `older_than` must be older than any upload still running.
+        Only uploads to keys that begin with `prefix` are touched: others may be somebody else's. A store that
+        does not know what an unfinished upload was to become has no other users, and drops it whatever the prefix.
         """

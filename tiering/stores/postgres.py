@@ -1,6 +1,6 @@
 """Reach PostgreSQL: pooled connections with one fixed session, transactions, and driver errors in our words.
 
-Does not: know a table. `hot.py`, `warm.py` and `ledger.py` hold the statements.
+Does not: know a table. `tables.py`, `warm.py` and `ledger.py` hold the statements.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ SESSION = {
     "bytea_output": "hex",
     "client_encoding": "UTF8",
     "synchronous_commit": "on",
+    # The server's own keepalives: the lease of a host that vanished must not last until TCP gives up, in hours.
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
     "statement_timeout": "2h",  # Prefect's time-outs cannot interrupt a driver: a hung server must not hold a run
     "jit": "off",  # our scans are short; compiling them costs more than it saves
 }
@@ -115,8 +119,16 @@ class Postgres:
 
     def _connect(self) -> Connection:
         options = " ".join(f"-c {key}={value.replace(' ', chr(92) + ' ')}" for key, value in SESSION.items())
-        dsn = parse_dsn(self.url.get_secret_value())
-        # keepalives: a half-dead peer must not keep an advisory lock, or us, waiting for ever
+        try:
+            dsn = parse_dsn(self.url.get_secret_value())
+        except psycopg2.Error:  # its text quotes the URL, password and all
+            raise errors.SettingsError(
+                "read settings",
+                self.name,
+                "its URL is malformed",
+                "Write postgresql://user:password@host:port/database; in a password write % / @ : as %25 %2F %40 %3A.",
+            ) from None
+        # our keepalives: a half-dead server must not keep us waiting for ever
         return psycopg2.connect(
             **{
                 "connect_timeout": 5,

@@ -186,6 +186,11 @@ def rename(connection: Connection, table: str, to: str) -> None:
         )
 
 
+def lock(connection: Connection, table: str, mode: str) -> None:
+    """Lock a table until the transaction ends, up to its lock_timeout; `mode` as in LOCK TABLE."""
+    execute(connection, sql.SQL("LOCK TABLE {} IN {} MODE").format(identifier(table), sql.SQL(mode)))
+
+
 def fence(connection: Connection, table: str) -> None:
     """Refuse every write to a table by its own name. Waits for writers in flight. Idempotent."""
     for name, when in (
