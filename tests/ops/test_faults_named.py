@@ -182,7 +182,9 @@ def test_a_column_added_to_the_source_is_followed(mode: str, request: pytest.Fix
         change(
             world,
             f"INSERT INTO hot.market_bars VALUES ('V','US','1m','{days_ago(30)}',10,12,9,11,1,1,'test','XNYS'), "
-            f"('V','US','1m','{days_ago(801)}',10,12,9,11,1,1,'test','XLON')",
+            f"('V','US','1m','{days_ago(801)}',10,12,9,11,1,1,'test','XLON'), "
+            # and one for a unit whose lake file is older than the column
+            f"('W','US','1m','{days_ago(800)}',10,12,9,11,1,1,'test','XLON')",
         )
         for transition in (Transition.MERGE, Transition.HOT_TO_WARM, Transition.COMPRESS, Transition.WARM_TO_COLD):
             for receipt in world.run(transition):
@@ -190,7 +192,7 @@ def test_a_column_added_to_the_source_is_followed(mode: str, request: pytest.Fix
         with world.stores.warm.transaction("read", "venue") as connection, connection.cursor() as cursor:
             cursor.execute("SELECT venue FROM live.market_bars WHERE symbol = 'V'")
             assert cursor.fetchall() == [("XNYS",)]
-        assert {file.row_count for file in world.stores.lake.files("market_bars")} == {60, 1}
+        assert {file.row_count for file in world.stores.lake.files("market_bars")} == {61, 1}
 
 
 @pytest.mark.parametrize(

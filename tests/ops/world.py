@@ -18,6 +18,7 @@ from tiering.plan.policies import parse_policies
 from tiering.settings import Settings
 from tiering.stores import parquet, tables
 from tiering.stores.opening import Stores, open_stores
+from tiering.stores.parquet_schema import columns_in
 from tiering.stores.postgres import execute, fetch, identifier
 
 NOW = datetime(2024, 6, 20, 12, tzinfo=UTC)
@@ -74,8 +75,8 @@ class World:
         for record in self.stores.ledger.units(self.dataset.name):
             if record.tier == "cold":
                 with fetched(self.stores, record) as file:
-                    for batch in parquet.read_parquet_batches(file, columns):
-                        found += [tuple(row[c.name] for c in columns) for row in batch.to_pylist()]
+                    for batch in parquet.read_parquet_batches(file, columns_in(file, columns)):
+                        found += [tuple(row.get(c.name) for c in columns) for row in batch.to_pylist()]
         return found
 
 

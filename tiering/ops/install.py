@@ -26,12 +26,28 @@ UNITS_AHEAD = 2
 
 
 def install_schemas(stores: Stores, rooms: str, ledger: str) -> None:
-    """Create schemas, fence and ledger from their DDL texts (infra/sql). May be called again, also at once."""
+    """Create schemas, fence and ledger from their DDL texts (infra/sql). May be called again, also at once.
+
+    Raises:
+        SettingsError: hot and warm are said to be two databases, and are one.
+    """
+    _demand_two_databases(stores)
     for database, scripts in ((stores.warm, (rooms, ledger)), (stores.hot, (rooms,))):
         with database.transaction("install", database.name) as connection:
             execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('tiering.install', 0))")
             for script in scripts:
                 execute(connection, script)
+
+
+def _demand_two_databases(stores: Stores) -> None:
+    """Refuse one database under two spellings: a unit would be pumped from itself, and its one copy retired."""
+    if not stores.is_one_database and tables.server_and_database(stores.hot) == tables.server_and_database(stores.warm):
+        raise errors.SettingsError(
+            "install",
+            "TIERING_HOT_PG_URL",
+            "names the same database as TIERING_WARM_PG_URL, spelt differently",
+            "Give both the same text.",
+        )
 
 
 def install_dataset(stores: Stores, dataset: Dataset) -> tuple[Column, ...]:
@@ -73,8 +89,7 @@ def prepare_units(stores: Stores, dataset: Dataset, now: datetime) -> list[Unit]
     """
     with stores.hot.transaction("survey", dataset.name) as connection:
         waiting = late_units(connection, dataset)
-        taken = {p.begin for p in tables.partitions(connection, tables.sealed_parent(dataset.name))}
-        taken |= {p.begin for p in tables.partitions(connection, tables.hot_parent(dataset.name))}
+        taken = _taken(connection, dataset)
     # Hot first, ledger second, as in `survey`: a unit that leaves the hot tier in between is then known.
     gone = {record.unit.begin for record in stores.ledger.units(dataset.name)}
     wanted = {}
@@ -84,7 +99,8 @@ def prepare_units(stores: Stores, dataset: Dataset, now: datetime) -> list[Unit]
         begin, end = unit_of(end, dataset.unit)
     horizon = begin
     wanted |= {unit.begin: unit.end for unit, _ in waiting if unit.begin < horizon}
-    created = [Unit(dataset.name, b, e) for b, e in sorted(wanted.items()) if b not in gone and b not in taken]
+    free = [bounds for bounds in sorted(wanted.items()) if bounds[0] not in gone and not _overlaps(bounds, taken)]
+    created = [Unit(dataset.name, begin, end) for begin, end in free]
     for unit in created:
         _create_unit(stores, dataset, unit)
     adopted = {unit.begin for unit, _ in waiting}
@@ -104,11 +120,27 @@ def create_units(stores: Stores, dataset: Dataset, begins: Sequence[tuple[dateti
     """Create hot partitions for the given bounds ahead of a bulk load; those that exist are left alone."""
     gone = {record.unit.begin for record in stores.ledger.units(dataset.name)}
     with stores.hot.transaction("survey", dataset.name) as connection:
-        taken = {p.begin for p in tables.partitions(connection, tables.hot_parent(dataset.name))}
-        taken |= {p.begin for p in tables.partitions(connection, tables.sealed_parent(dataset.name))}
+        taken = _taken(connection, dataset)
     for begin, end in begins:
-        if begin not in gone and begin not in taken:
+        if begin not in gone and not _overlaps((begin, end), taken):
             _create_unit(stores, dataset, Unit(dataset.name, begin, end))
+
+
+def _taken(connection: Connection, dataset: Dataset) -> list[tuple[datetime, datetime]]:
+    """List the bounds of the hot tier's partitions, the sealed ones among them.
+
+    Why bounds, and not where they begin: partitions that the user made may have another length than a unit.
+    """
+    return [
+        (part.begin, part.end)
+        for parent in (tables.hot_parent(dataset.name), tables.sealed_parent(dataset.name))
+        for part in tables.partitions(connection, parent)
+        if part.begin is not None and part.end is not None
+    ]
+
+
+def _overlaps(bounds: tuple[datetime, datetime], taken: Sequence[tuple[datetime, datetime]]) -> bool:
+    return any(begin < bounds[1] and bounds[0] < end for begin, end in taken)
 
 
 def _create_unit(stores: Stores, dataset: Dataset, unit: Unit) -> None:
