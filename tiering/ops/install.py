@@ -18,7 +18,7 @@ from tiering.plan.columns import plan_columns
 from tiering.plan.spans import unit_of
 from tiering.stores import tables
 from tiering.stores.opening import Stores
-from tiering.stores.postgres import LOCK_TIMEOUT_MS, execute, identifier, names
+from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch_one, identifier, names
 from tiering.stores.warm import add_missing_columns
 
 UNITS_AHEAD = 2
@@ -41,13 +41,32 @@ def install_schemas(stores: Stores, rooms: str, ledger: str) -> None:
 
 def _demand_two_databases(stores: Stores) -> None:
     """Refuse one database under two spellings: a unit would be pumped from itself, and its one copy retired."""
-    if not stores.is_one_database and tables.server_and_database(stores.hot) == tables.server_and_database(stores.warm):
+    if not stores.is_one_database and _identity(stores.hot) == _identity(stores.warm):
         raise errors.SettingsError(
             "install",
             "TIERING_HOT_PG_URL",
             "names the same database as TIERING_WARM_PG_URL, spelt differently",
             "Give both the same text.",
         )
+
+
+def _identity(database: Postgres) -> tuple[object, ...]:
+    """Tell a database from every other, however it was reached.
+
+    Why the start too: a copy of a whole cluster, promoted, has its system identifier. The start alone would do
+    but for servers that do not tell it (PGlite's is the epoch).
+    """
+    with database.transaction("install", database.name) as connection:
+        found = fetch_one(
+            connection,
+            """SELECT current_database(), pg_postmaster_start_time(),
+                      has_function_privilege('pg_control_system()', 'EXECUTE')""",
+        )
+        assert found is not None
+        *identity, permitted = found
+        if permitted:
+            identity += fetch_one(connection, "SELECT system_identifier FROM pg_control_system()") or ()
+        return tuple(identity)
 
 
 def install_dataset(stores: Stores, dataset: Dataset) -> tuple[Column, ...]:
