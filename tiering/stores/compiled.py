@@ -1,7 +1,7 @@
 """`@compiled`: numba's machine code without the interpreter lock, kept on disk.
 
 numba keeps it beside the source, else in the user's cache directory; where neither can be written (a read-only
-installation without a home) in the system's temporary directory.
+installation without a home) in a new private directory, for this process alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def _has_cache_room() -> bool:
 
 
 if not _has_cache_room():
-    _config.CACHE_DIR = str(Path(tempfile.gettempdir()) / f"tiering-numba-{os.getuid()}")
+    # Ours alone, and new: numba trusts what it finds there, and anybody may have made a name that can be guessed.
+    _config.CACHE_DIR = tempfile.mkdtemp(prefix="tiering-numba-")
 
 
 def compiled(function: Callable[..., object]) -> Any:

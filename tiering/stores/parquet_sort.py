@@ -25,14 +25,16 @@ from tiering.stores.parquet_keys import (
     is_variable,
     order_rows,
     storage,
-    valid,
-    values,
+    valid_of,
+    values_of,
     with_nulls,
 )
+from tiering.stores.parquet_runs import FixedRuns, suits
 
 _RUN_BYTES = 8 << 20
 _BLOCK_ROWS = 1_024
 _FIXED_BYTES = 8
+_DRAIN_ROWS = 16_384
 
 
 class SortedRows:
@@ -52,21 +54,37 @@ class SortedRows:
         self._batches: list[pa.RecordBatch] = []
         self._batch_bytes = 0
         self._runs: list[_Run] = []
+        self._short_way = FixedRuns(schema, sort, self.words, scratch) if suits(schema, sort) else None
 
     @property
     def row_bytes(self) -> int:
         """Average width of a row, the same for the same rows."""
         fixed = sum(1 for f in self.schema if not is_variable(f.type)) * _FIXED_BYTES
-        return fixed + self.text_bytes // max(1, self.row_count)
+        text_bytes = self.text_bytes + (self._short_way.text_bytes if self._short_way else 0)
+        return fixed + text_bytes // max(1, self.row_count)
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take one batch."""
+        self.row_count += batch.num_rows
+        if self._short_way is not None:
+            if self._short_way.add(batch):
+                return
+            self._leave_short_way(self._short_way)
         open_before = {name for name, words in self.words.items() if words.is_open}
         arrays = [self._stored(name, batch.column(name)) for name in self.schema.names]
         if any(not self.words[name].is_open for name in open_before):
             self._batches = [self._plain(waiting) for waiting in self._batches]
-        stored = pa.RecordBatch.from_arrays(arrays, names=self.schema.names)
-        self.row_count += batch.num_rows
+        self._take(pa.RecordBatch.from_arrays(arrays, names=self.schema.names))
+
+    def _leave_short_way(self, short_way: FixedRuns) -> None:
+        """Sort in the general way from here on, what is there already too."""
+        self._short_way = None
+        self.text_bytes = short_way.text_bytes
+        for batch in short_way.drain():
+            for begin in range(0, batch.num_rows, _DRAIN_ROWS):
+                self._take(self._plain(batch.slice(begin, _DRAIN_ROWS)))
+
+    def _take(self, stored: pa.RecordBatch) -> None:
         self._batches.append(stored)
         self._batch_bytes += stored.nbytes
         if self._batch_bytes >= _RUN_BYTES:
@@ -97,6 +115,9 @@ class SortedRows:
 
     def slices(self, rows: int) -> Iterator[pa.Table]:
         """Give all rows in order, in tables of about `rows` rows; call once, after the last `add`."""
+        if self._short_way is not None:
+            yield from self._short_way.slices(rows)
+            return
         if self._batches:
             self._close_run(is_last=True)
         samples = sorted(key for run in self._runs for key in run.keys)
@@ -133,9 +154,9 @@ class SortedRows:
         if field.name not in self.words or not self.words[field.name].is_open:
             return column
         array = column.combine_chunks()
-        codes = values(array)
+        codes = values_of(array)
         used = np.zeros(len(self.words[field.name].words), bool)
-        used[codes[valid(array)] if array.null_count else codes] = True
+        used[codes[valid_of(array)] if array.null_count else codes] = True
         mine = np.flatnonzero(used)
         words = self.words[field.name].words.take(pa.array(mine))
         order = pc.sort_indices(words)
@@ -170,9 +191,9 @@ class SortedRows:
         if pa.types.is_null(column.type):
             return []
         array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        valid = [valid(array).astype(np.int64)] if array.null_count else []
+        valid = [valid_of(array).astype(np.int64)] if array.null_count else []
         if name in self.words and pa.types.is_integer(array.type):
-            ranks = self.words[name].rank()[values(array)]
+            ranks = self.words[name].rank()[values_of(array)]
         else:
             ranks = integers(array)
         if valid:
@@ -194,7 +215,7 @@ class SortedRows:
             values = storage(array).to_pylist()
         else:
             values = [
-                v if ok else None for v, ok in zip(integers(array).tolist(), valid(array).tolist(), strict=True)
+                v if ok else None for v, ok in zip(integers(array).tolist(), valid_of(array).tolist(), strict=True)
             ]
         return [() if value is None else (value,) for value in values]
 
@@ -263,8 +284,8 @@ def _text_bytes(array: pa.Array) -> int:
     """Count the bytes of a text column's values, coded or not."""
     if isinstance(array, pa.DictionaryArray):
         lengths = pc.binary_length(array.dictionary).to_numpy(zero_copy_only=False)
-        codes = values(array.indices)
-        return int(lengths[codes[valid(array)] if array.null_count else codes].sum())
+        codes = values_of(array.indices)
+        return int(lengths[codes[valid_of(array)] if array.null_count else codes].sum())
     return int(pc.sum(pc.binary_length(array)).as_py() or 0) if is_variable(array.type) else 0
 
 

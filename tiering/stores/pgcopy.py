@@ -32,7 +32,8 @@ def warm_up() -> float:
     """Compile every kernel for the types it is called with, or load it; give the seconds that took."""
     began = time.monotonic()
     i8, u1, line = types.int64, types.uint8[::1], types.int64[::1]
-    grid, states = types.int64[:, ::1], types.uint8[:, ::1]
+    grid, states, short = types.int64[:, ::1], types.uint8[:, ::1], types.int16[::1]
+    gathered = (types.uint8, types.int16, types.int32, types.int64)
     shapes = [
         (pgcopy_decode.decode_rows, (i8, i8, i8, line, line, line, line, line, grid, grid, states, u1, grid)),
         (pgcopy_decode.encode_words, (u1, line, line, u1, i8, types.int32[::1], types.int32[::1], u1, line, line)),
@@ -45,6 +46,10 @@ def warm_up() -> float:
             (line, line, line, types.boolean[::1], grid, grid, states, line, types.uint64[::1]),
         ),
         (parquet_radix.order_of, (line, i8)),
+        (parquet_radix.recode, (short, u1, short, short, line)),
+        (parquet_radix.order_by_word, (short, types.int32[::1], types.uint32[::1], types.int32[::1])),
+        (parquet_radix.places_of, (short, types.int32[::1], i8)),
+        *((parquet_radix.gather, (kind[::1], types.uint32[::1], kind[::1])) for kind in gathered),
     ]
     for kernel, signature in shapes:
         kernel.compile(signature)
