@@ -266,7 +266,8 @@ def demand_sound(stores: Stores, now: datetime) -> str:
     cold = sum(r.tier is Tier.COLD for d in _moving(stores) for r in stores.ledger.units(d.name))
     if checked.objects != cold:
         raise Broken(f"{checked.objects} lake objects for {cold} cold units")
-    return f"{checked.units} units, {checked.objects} lake objects, {checked.rows:,} rows counted or read again: no differences"
+    seen = f"{checked.units} units, {checked.objects} lake objects, {checked.rows:,} rows counted or read again"
+    return f"{seen}: no differences"
 
 
 # -- the ledger's account of a run ------------------------------------------------------------------------------

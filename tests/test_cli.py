@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ from typer.main import get_command
 
 from tests.ops.world import POLICIES
 from tiering.cli import app, main
+from tiering.model import Transition
+from tiering.ops import lifecycle
+from tiering.plan.policies import parse_policies
 from tiering.settings import Settings
+from tiering.stores.opening import open_stores
+from tiering.stores.postgres import execute
+from tiering.stores.records import OPEN_STATES
 
 AT = "2024-06-20T12:00Z"
 GROUPS = ("hold", "policies", "stack")
@@ -141,6 +148,31 @@ def test_a_quarantined_unit_exits_with_3_and_is_released(run: Run, tmp_path: Pat
     assert run("release", "market_bars/2024-05-20", "--force").returncode == 2
     assert run("release", "market_bars/2024-05-20", "--force", "--reason", "as sent").returncode == 0
     assert run("run", "hot-to-warm", "--at", AT).returncode == 0
+
+
+def test_a_dataset_that_fails_does_not_hide_what_the_others_did(run: Run, fresh_settings: Settings) -> None:
+    run("install", "--at", AT)
+    run("seed", "--symbols", "1", "--days", "1", "--at", AT)
+    with open_stores(fresh_settings, parse_policies(POLICIES.read_text(), str(POLICIES))) as stores:
+        bars = lifecycle.dataset_named(stores, "market_bars")
+        plan = lifecycle.plan_dataset(stores, bars, datetime.fromisoformat(AT), [Transition.HOT_TO_WARM])
+        first, *_ = lifecycle.begin_moves(stores, plan)
+        with stores.hot.transaction("break", "a dataset") as connection:
+            execute(connection, "ALTER TABLE hot.technical_indicators RENAME TO elsewhere")
+        with stores.ledger.lease(first, "another run"):
+            done = run("run", "hot-to-warm", "--at", AT, "--json")
+        assert done.returncode == 1
+        found = document(done)
+        assert len(found["failed"]) == 1
+        assert "technical_indicators" in found["failed"][0]
+        assert {r["unit"]["dataset"] for r in found["receipts"]} >= {"market_bars", "financial_statements"}
+        assert "another run" in done.stderr
+        # Work of another run alone is no failure.
+        (left,) = stores.ledger.moves("market_bars", OPEN_STATES)
+        with stores.ledger.lease(left.move_id, "another run"):
+            done = run("run", "hot-to-warm", "--dataset", "market_bars", "--at", AT, "--json")
+        assert (done.returncode, document(done)["receipts"]) == (0, [])
+        assert "another run" in done.stderr
 
 
 @pytest.mark.parametrize(

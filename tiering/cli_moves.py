@@ -76,9 +76,11 @@ def run(
     problems: list[errors.TieringError] = []
     with opened() as stores:
         for one in chosen(stores, dataset):
-            done, failed = _run_dataset(stores, one, transition, now)
-            receipts += done
-            problems += failed
+            try:
+                _run_dataset(stores, one, transition, now, receipts, problems)
+            except errors.TieringError as exc:
+                # What the others did is told all the same.
+                problems.append(exc)
     rows = [
         (
             str(r.unit),
@@ -107,9 +109,17 @@ def run(
 
 
 def _run_dataset(
-    stores: Stores, dataset: Dataset, transition: Transition, now: datetime
-) -> tuple[list[Receipt], list[errors.TieringError]]:
-    """Run a dataset's due moves; one that fails does not keep the others back."""
+    stores: Stores,
+    dataset: Dataset,
+    transition: Transition,
+    now: datetime,
+    receipts: list[Receipt],
+    problems: list[errors.TieringError],
+) -> None:
+    """Run a dataset's due moves, adding to receipts and problems; one that fails does not keep the others back.
+
+    A move that another run works on is noted, and no problem: it is being done.
+    """
     from tiering.ops import install, lifecycle
 
     install.install_dataset(stores, dataset)
@@ -117,16 +127,15 @@ def _run_dataset(
     lifecycle.finish_open(stores, dataset, now, actor())
     plan = lifecycle.plan_dataset(stores, dataset, now, [transition])
     ids = lifecycle.begin_moves(stores, plan)
-    receipts: list[Receipt] = []
-    problems: list[errors.TieringError] = []
     with out.progress(f"{transition} {dataset.name}", len(ids)) as advance:
         for move_id in ids:
             try:
                 receipts.append(lifecycle.run_move(stores, move_id, now, actor()))
+            except errors.LeaseHeld as exc:
+                out.note(str(exc))
             except errors.TieringError as exc:
                 problems.append(exc)
             advance(1, "", len(ids))
-    return receipts, problems
 
 
 def release(

@@ -213,7 +213,7 @@ class _Look:
 
 
 def _deep(stores: Stores, dataset: Dataset, damaged: set[str], progress: Progress) -> tuple[list[Finding], int]:
-    """Count the warm copies' rows, read the cold copies; units that are damaged for a reason already found are left out."""
+    """Count the warm copies, read the cold ones; units that are damaged for a reason already found are left out."""
     with stores.hot.transaction("describe", dataset.name, read_only=True) as connection:
         if not tables.exists(connection, tables.hot_parent(dataset.name)):
             return [], 0
