@@ -102,7 +102,7 @@ def show_quarantine(report: CheckpointReport) -> None:
         lines += [*(f"    {sample}" for sample in failure.samples), ""]
     unit = "/".join(report.subject.split("/")[:2])  # as `tiering release` reads it, with or without generation
     lines += [
-        f"Overrule it: `tiering release {unit} --force --reason \"…\"`.",
+        f'Overrule it: `tiering release {unit} --force --reason "…"`.',
         f"Or correct the rows and `tiering release {unit}`: their table is sealed, that is, fenced against writes;",
         "`docs/runbooks/quarantine.md` says how to lift the fence for one transaction.",
     ]

@@ -133,7 +133,8 @@ typed column is then null. NULL in nearly every row."""
 @dataclass(frozen=True, slots=True)
 class ColumnPrint:
     """An order-free fingerprint of one column: `hash_sum` is modulo 2**64, each value's hash seeded by
-    the hash of its row's key, so values swapped between rows do not cancel out."""
+    the hash of its row's key, so values swapped between rows do not cancel out.
+    """
 
     name: str
     value_count: int

@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     policies: Path = Path("deployments/policies.yaml")
     scratch_dir: Path | None = Field(default=None, description="for files being written; default: the system's")
     fan_out: int = Field(default=2, ge=1, le=64, description="units worked on at once in one flow run")
-    dask_scheduler: str | None = Field(default=None, description="tcp://host:port: fan out over Dask instead of threads")
+    dask_scheduler: str | None = Field(
+        default=None, description="tcp://host:port: fan out over Dask instead of threads"
+    )
 
     @property
     def is_one_database(self) -> bool:

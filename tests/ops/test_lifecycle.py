@@ -221,7 +221,7 @@ def test_a_copy_that_fails_verification_is_quarantined_and_made_anew_after_relea
     with world.stores.warm.transaction("spoil", "the hash") as connection:
         execute(
             connection,
-            "UPDATE tiering.move SET details = details || '{\"sha256\": \"00\"}' WHERE move_id = %s",
+            'UPDATE tiering.move SET details = details || \'{"sha256": "00"}\' WHERE move_id = %s',
             (move_id,),
         )
     with pytest.raises(errors.VerificationError, match="sha256"):
