@@ -135,7 +135,12 @@ def test_rows_of_units_that_have_left_are_late(world: World, tmp_path: Path) -> 
     world.insert_day(days_ago(0))
     world.run()
     line = GOOD.replace("2024-06-19", f"{days_ago(30):%Y-%m-%d}")
-    loaded = load_file(world.stores, write(tmp_path, HEADER + line + GOOD), "market_bars")
+    file = write(tmp_path, HEADER + line + GOOD)
+    for careful in ("refuse", "skip"):
+        with pytest.raises(errors.PermanentError, match="have left the hot tier"):
+            load_file(world.stores, file, "market_bars", on_conflict=careful)
+    assert len(world.rows()) == 120
+    loaded = load_file(world.stores, file, "market_bars", on_conflict="replace")
     assert (loaded.inserted, loaded.late) == (2, 1)
     assert [r.unit.generation for r in world.run() if r.transition == "merge"] == [2]
     assert len(world.rows()) == 122

@@ -84,11 +84,13 @@ def load_file(
         constants: values for columns that the file does not have.
         zone: time zone of times that say none.
         on_conflict: of a key whose row in the hot tier is another: "refuse" the file, "skip" the row, or "replace".
+            Rows of units that have left the hot tier are refused but for "replace": they win by key when merged.
         progress: told while the file is read.
 
     Raises:
         NotFound: no such file or dataset.
         SchemaMismatch: columns are missing or unknown, or rows are bad; each is named with its line.
+        PermanentError: rows belong to units that have left the hot tier, and `on_conflict` is not "replace".
     """
     assert on_conflict in CONFLICTS
     dataset = lifecycle.dataset_named(stores, dataset_name)
@@ -105,6 +107,14 @@ def load_file(
             _cast(connection, dataset, types, given)
             _refuse_doubles(connection, subject, dataset)
             late = _prepare(stores, connection, dataset)
+            if late and on_conflict != "replace":
+                # Whether they differ from what those tiers hold is not looked up here, and by key they would win.
+                raise errors.PermanentError(
+                    "load",
+                    subject,
+                    f"{late:,} rows belong to units that have left the hot tier; nothing was loaded",
+                    "With --on-conflict replace they are loaded, and win over the older rows of their keys.",
+                )
             done = _insert(connection, subject, dataset, list(given), on_conflict)
             connection.commit()
             return Loaded(dataset.name, rows, late=late, **done)
