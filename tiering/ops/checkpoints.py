@@ -210,10 +210,11 @@ class _Scan:
         with self.connection.cursor() as cursor:
             # Plain filtered counts, so that the server may share the scan between parallel workers.
             cursor.execute(sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(wanted), self.relation))
-            counts = dict(zip((rule.name for rule in rules), cursor.fetchone(), strict=True))
+            counted = cursor.fetchone() or ()
+            counts = dict(zip((rule.name for rule in rules), counted, strict=True))
             if not has_unique_key and not self.missing(self.dataset.key):
                 cursor.execute(self._duplicates(sql.SQL("coalesce(sum(rows_of_key - 1), 0)::bigint")))
-                counts["key_unique"] = cursor.fetchone()[0]
+                (counts["key_unique"],) = cursor.fetchone() or (None,)
         return counts
 
     def samples(self, rule: Rule) -> tuple[str, ...]:
@@ -248,7 +249,7 @@ class _Scan:
         """Write the condition of a row that breaks the rule. NULL compares as unknown, so it breaks none."""
         if rule.must is Must.BETWEEN:
             low, high, *inner = (sql.Identifier(name) for name in rule.columns)
-            parts = [sql.SQL("{} > {}").format(low, high)]
+            parts: list[sql.Composable] = [sql.SQL("{} > {}").format(low, high)]
             parts += [sql.SQL("{c} < {low} OR {c} > {high}").format(c=c, low=low, high=high) for c in inner]
         else:
             parts = [part for name in rule.columns if (part := self._broken_column(rule.must, self.columns[name]))]

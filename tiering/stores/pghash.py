@@ -80,12 +80,12 @@ def fingerprint_query(
         SchemaMismatch: a key column is not among `columns`.
     """
     keys = _key_columns(columns, key)
-    seeds = sql.SQL("0")
+    seeds: sql.Composable = sql.SQL("0")
     for column in keys:
         hashed = _hash_sql(column, seeds)
         seeds = sql.SQL("COALESCE({}, {})").format(hashed, seeds) if column.nullable else hashed
     names = [sql.Identifier(c.name) for c in columns]
-    prints = [sql.SQL("count(*)"), sql.SQL("sum(_seed)")]
+    prints: list[sql.Composable] = [sql.SQL("count(*)"), sql.SQL("sum(_seed)")]
     for column in (c for c in columns if c.name not in key):
         value = sql.Identifier(column.name)
         prints += [sql.SQL("count({})").format(value), sql.SQL("sum({})").format(_hash_sql(column, sql.SQL("_seed")))]

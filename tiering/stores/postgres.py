@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import psycopg2
 import sqlalchemy
@@ -129,7 +129,7 @@ class Postgres:
                 "Write postgresql://user:password@host:port/database; in a password write % / @ : as %25 %2F %40 %3A.",
             ) from None
         # our keepalives: a half-dead server must not keep us waiting for ever
-        return psycopg2.connect(
+        connection: Connection = psycopg2.connect(
             **{
                 "connect_timeout": 5,
                 "application_name": "tiering",
@@ -140,6 +140,7 @@ class Postgres:
                 "options": f"{dsn.get('options', '')} {options}".strip(),
             }
         )
+        return connection
 
     def connect(self, operation: str = "connect") -> Connection:
         """Open a connection of its own, outside the pool; the caller closes it. For COPY and leases."""
@@ -164,7 +165,7 @@ class Postgres:
         with mapped(operation, subject):
             pooled = self._engine.raw_connection()
             try:
-                raw: Connection = pooled.driver_connection
+                raw = cast(Connection, pooled.driver_connection)
                 raw.set_session(
                     isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED", readonly=read_only
                 )
