@@ -97,6 +97,65 @@ def test_a_dictionary_that_overflows_half_way_changes_nothing(tmp_path: Path) ->
     assert one == two
 
 
+QUOTES = plan_columns(
+    [
+        ("name", "text", False),
+        ("ts", "timestamp with time zone", True),
+        ("place", "text", False),
+        ("price", "numeric(18,8)", False),
+        ("lot", "integer", False),
+    ]
+)
+
+
+def make_quotes(rows: int, seed: int, names: int, *, long_prices: bool = False) -> list[pa.RecordBatch]:
+    """Make shuffled batches of fixed width with nulls in every column but ts; each brings its own dictionary."""
+    rng = np.random.default_rng(seed)
+    order, schema = rng.permutation(rows), batch_schema(QUOTES)
+    found = []
+    for begin in range(0, rows, 10_000):
+        part = order[begin : begin + 10_000]
+        words = rng.permutation(names).astype(np.int32)
+        name = pa.DictionaryArray.from_arrays(
+            pa.array(np.argsort(words)[part % names].astype(np.int32), mask=part % 13 == 0),
+            pa.array([f"n{i:04}" for i in words.tolist()]),
+        )
+        price = pa.array(part.astype(np.int64) * 7, mask=part % 5 == 0)
+        price = pa.Array.from_buffers(schema.field(3).type, len(part), price.buffers())
+        if long_prices:
+            price = price.cast(pa.decimal128(18, 8))
+        lot = pa.array((part % 97).astype(np.int32), mask=part % 3 == 0)
+        ts = pa.array(part * 60_000_000, pa.timestamp("us", "UTC"))
+        arrays = [name, ts, pa.nulls(len(part), pa.string()), price, lot, pa.nulls(len(part), pa.string())]
+        found.append(pa.RecordBatch.from_arrays(arrays, names=schema.names))
+    return found
+
+
+@pytest.mark.parametrize("names", [1, 40, 20_000], ids=["one word", "some words", "many words"])
+def test_rows_of_fixed_width_take_a_shorter_way_to_the_same_bytes(tmp_path: Path, names: int) -> None:
+    """Long decimals go the general way; one word of this many rows changes over to it in the middle."""
+    rows, sort = 420_000, ("name", "lot", "ts")
+    short = write_parquet(make_quotes(rows, 1, names), QUOTES, sort, tmp_path / "short.parquet")
+    general = write_parquet(make_quotes(rows, 2, names, long_prices=True), QUOTES, sort, tmp_path / "general.parquet")
+    assert short == general
+    assert short.row_count == rows
+    table = pq.read_table(tmp_path / "short.parquet")
+    numbers = np.arange(rows)
+    assert table["name"].null_count == int((numbers % 13 == 0).sum())
+    by_time = table.sort_by("ts")
+    assert by_time["lot"].equals(pa.chunked_array([pa.array((numbers % 97).astype(np.int32), mask=numbers % 3 == 0)]))
+
+
+def test_plain_text_in_the_middle_of_fixed_width_changes_nothing(tmp_path: Path) -> None:
+    quotes = make_quotes(150_000, 3, 40)
+    last = quotes.pop()
+    plain = last.set_column(0, "name", last.column(0).dictionary_decode())
+    one = write_parquet([*quotes, plain], QUOTES, ("name", "ts"), tmp_path / "1.parquet")
+    two = write_parquet([plain, *quotes[::-1]], QUOTES, ("name", "ts"), tmp_path / "2.parquet")
+    assert one == two
+    assert one.row_count == 150_000
+
+
 def test_the_file_tells_the_truth_about_itself(pg_url: str, tmp_path: Path) -> None:
     columns = make_bars(pg_url, "bars", symbols=20, minutes=500)
     file = tmp_path / "bars.parquet"
