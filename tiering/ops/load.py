@@ -272,7 +272,10 @@ def _prepare(stores: Stores, connection: Connection, dataset: Dataset) -> int:
         bounds = unit_of(instant, dataset.unit)
         counts[bounds] = counts.get(bounds, 0) + count
     install.create_units(stores, dataset, sorted(counts))
+    # As a writer's lock, so that no unit is sealed between this look and the insert.
+    tables.lock(connection, tables.hot_parent(dataset.name), "ROW EXCLUSIVE")
     gone = {record.unit.begin for record in stores.ledger.units(dataset.name)}
+    gone |= {part.begin for part in tables.partitions(connection, tables.sealed_parent(dataset.name)) if part.begin}
     return sum(count for (begin, _), count in counts.items() if begin in gone)
 
 

@@ -92,16 +92,45 @@ def _write(
         rows.add(batch)
     per_group = _group_rows(rows.row_bytes)
     schema = _file_schema(columns, rows)
-    with pq.ParquetWriter(file, schema, **_options(columns, sort)) as writer:
+    hashed = _Hashed(file)
+    with pq.ParquetWriter(hashed, schema, **_options(columns, sort)) as writer:
         count = 0
         for group in _ahead(_groups(rows, schema, per_group)):
             writer.write_table(group, row_group_size=per_group)
             release_memory()
             count += 1
     file.flush()
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    return ParquetReceipt(rows.row_count, file.tell(), digest, count)
+    return ParquetReceipt(rows.row_count, hashed.size_bytes, hashed.digest.hexdigest(), count)
+
+
+class _Hashed:
+    """A file that Parquet is written to, from front to end, and hashed on the way: no second pass over the bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size_bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Write all of the bytes and add them to the hash."""
+        size = memoryview(data).nbytes
+        self.digest.update(data)
+        self._file.write(data)
+        self.size_bytes += size
+        return size
+
+    def tell(self) -> int:
+        """Give the position, which is the end."""
+        return self.size_bytes
+
+    def flush(self) -> None:
+        """Hand everything to the system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Leave the file open: it is the caller's."""
+        self.closed = True
 
 
 def _group_rows(row_bytes: int) -> int:
