@@ -19,13 +19,41 @@ class Tier(StrEnum):
     EXPIRED = "expired"
 
 
+class Form(StrEnum):
+    """What a dataset is made of: rows of a PostgreSQL table, MongoDB documents, or objects of a bucket."""
+
+    TABLE = "table"
+    DOCUMENTS = "documents"
+    FILES = "files"
+
+
+class Importance(StrEnum):
+    """How much it hurts when a dataset is slow to read; a term of its placement score."""
+
+    CRITICAL = "critical"
+    IMPORTANT = "important"
+    ARCHIVE = "archive"
+
+
+class StorageClass(StrEnum):
+    """S3 storage classes that objects move through, warmest first. Only DEEP_ARCHIVE cannot be read at once."""
+
+    STANDARD = "STANDARD"
+    STANDARD_IA = "STANDARD_IA"
+    GLACIER_IR = "GLACIER_IR"
+    DEEP_ARCHIVE = "DEEP_ARCHIVE"
+
+
 class Transition(StrEnum):
-    """What a move does. `MERGE` joins late rows (a new generation) to a unit that left the hot tier."""
+    """What a move does. `MERGE` joins late rows (a new generation) to a unit that left the hot tier; `ARCHIVE`
+    gives the unit's objects the next colder storage class.
+    """
 
     HOT_TO_WARM = "hot-to-warm"
     MERGE = "merge"
     COMPRESS = "compress"
     WARM_TO_COLD = "warm-to-cold"
+    ARCHIVE = "archive"
     EXPIRE = "expire"
 
 
@@ -177,20 +205,42 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Field:
+    """A declared field of a document: the typed column that the lake and queries have of it.
+
+    Attributes:
+        name: of the column.
+        path: where it stands in the document, sub-documents joined by dots.
+        kind: TEXT, FLOAT8, INT8, BOOL, TIMESTAMPTZ, UUID or EXACT_TEXT (any value, as canonical extended JSON).
+    """
+
+    name: str
+    path: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
-    """One table (or collection) and how it is tiered; its policy has the dataset's overrides applied.
+    """One table, collection or prefix of a bucket and how it is tiered; overrides are applied to its policy.
 
     Attributes:
         name: identifier, `[a-z][a-z0-9_]*`.
         policy: ages in force.
-        hot, warm: the kind of store that holds it there: "postgresql" or "mongodb".
+        hot, warm: the kind of store that holds it there: "postgresql", "mongodb" or "s3".
         time_column: the column whose value is the row's age.
         key: columns that identify a row; the time column is one of them.
         unit: length of a unit: whole hours, one day, n days, one month or whole years.
         fingerprint: columns compared between copies; empty means every column.
         suite: name of its checkpoint suite (plan/checks.py).
         sort: order of the rows in a lake file; empty means the key.
-        state: "moves" for those that move by age now, "declared" for those that later stages move.
+        state: "moves" for those that move by age; "state" for tables of the present, which never do and which
+            backups carry; "declared" for those that are known and left alone.
+        fields: of a documents dataset: its typed columns besides `_id` and the time.
+        subject: the column or field that names a person, whose rows `tiering erase` finds by it; empty: none.
+        lock: its lake objects are under S3 object lock until the end of retention.
+        importance: a term of the placement score.
+        storage: (storage class, age) in order, of its lake objects or files; empty: they stay STANDARD.
+        prefix: of a files dataset: the keys that belong to it.
     """
 
     name: str
@@ -204,6 +254,46 @@ class Dataset:
     suite: str = ""
     sort: tuple[str, ...] = ()
     state: str = "moves"
+    fields: tuple[Field, ...] = ()
+    subject: str = ""
+    lock: bool = False
+    importance: Importance = Importance.IMPORTANT
+    storage: tuple[tuple[StorageClass, Span], ...] = ()
+    prefix: str = ""
+
+    @property
+    def form(self) -> Form:
+        """What the dataset is made of."""
+        return {"postgresql": Form.TABLE, "mongodb": Form.DOCUMENTS, "s3": Form.FILES}[self.hot]
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What the tiers cost, in the currency of the bill, for the estimates of a plan.
+
+    Attributes:
+        gib_month: (tier or storage class, price of one GiB for a month).
+        put_thousand, get_thousand: of a thousand requests to the object store.
+        currency: printed behind sums.
+    """
+
+    gib_month: tuple[tuple[str, float], ...] = ()
+    put_thousand: float = 0.0
+    get_thousand: float = 0.0
+    currency: str = "USD"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How far heat may shift a transition's age: between `1 - shift_max` and `1 + shift_max` of it.
+
+    Attributes:
+        shift_max: a share of the age, in [0, 1); 0 turns placement off. Retention is never shifted.
+        residency: once decided, a pin stays at least so long.
+    """
+
+    shift_max: float = 0.5
+    residency: Span = Span(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +305,8 @@ class Policies:
     undo_window: Span
     grace: Span
     version: str
+    prices: Prices = Prices()
+    placement: Placement = Placement()
 
     def dataset(self, name: str) -> Dataset | None:
         """Find a dataset by name."""
@@ -239,6 +331,9 @@ class Residence:
         move_state, move_transition: of its open move, if any.
         quarantine: why its open move is quarantined, else empty.
         hold: the reason of the legal hold in force, else empty.
+        storage_class: of its object, where it is cold or a file.
+        lease_owner: the run that works on its open move at this moment, else empty.
+        rehydrated_until: while a read copy of a cold unit is in the warm tier.
     """
 
     unit: Unit
@@ -252,6 +347,9 @@ class Residence:
     move_transition: Transition | None = None
     quarantine: str = ""
     hold: str = ""
+    storage_class: StorageClass = StorageClass.STANDARD
+    lease_owner: str = ""
+    rehydrated_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     lake_bucket: str = "tiering-lake"
     backup_bucket: str = "tiering-backup"
+    files_bucket: str = "tiering-files"
     policies: Path = Path("deployments/policies.yaml")
     scratch_dir: Path | None = Field(default=None, description="for files being written; default: the system's")
     fan_out: int = Field(default=2, ge=1, le=64, description="units worked on at once in one flow run")

@@ -15,6 +15,7 @@ CREATE TABLE IF NOT EXISTS tiering.unit (
     size_bytes    bigint      NOT NULL,
     fingerprint   jsonb,                              -- of the cold copy; null while nothing was read
     sha256        text,                               -- of the cold object
+    storage_class text        NOT NULL DEFAULT 'STANDARD',
     changed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (dataset, begin_at),
     CHECK (begin_at < end_at)
@@ -45,6 +46,16 @@ CREATE TABLE IF NOT EXISTS tiering.move (
     changed_at         timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- Ledgers made before there were storage classes and documents. Asked first: ALTER TABLE would stop every reader.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM information_schema.columns
+                   WHERE table_schema = 'tiering' AND table_name = 'unit' AND column_name = 'storage_class') THEN
+        ALTER TABLE tiering.unit ADD COLUMN storage_class text NOT NULL DEFAULT 'STANDARD';
+        ALTER TABLE tiering.trash DROP CONSTRAINT IF EXISTS trash_store_check,
+            ADD CONSTRAINT trash_store_check CHECK (store IN ('hot', 'warm', 'lake', 'documents'));
+    END IF;
+END $$;
+
 -- At most one open move per unit: the second scheduler meets this index, not the data.
 CREATE UNIQUE INDEX IF NOT EXISTS move_open ON tiering.move (dataset, begin_at)
     WHERE state IN ('PLANNED', 'SEALED', 'COPIED', 'VERIFIED', 'QUARANTINED');
@@ -57,7 +68,7 @@ CREATE TABLE IF NOT EXISTS tiering.trash (
     move_id      bigint      NOT NULL,
     dataset      text        NOT NULL,
     begin_at     timestamptz NOT NULL,
-    store        text        NOT NULL CHECK (store IN ('hot', 'warm', 'lake')),
+    store        text        NOT NULL CHECK (store IN ('hot', 'warm', 'lake', 'documents')),
     location     text        NOT NULL,
     size_bytes   bigint      NOT NULL DEFAULT 0,
     trashed_at   timestamptz NOT NULL,
@@ -77,6 +88,53 @@ CREATE TABLE IF NOT EXISTS tiering.hold (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS hold_in_force
     ON tiering.hold (dataset, coalesce(begin_at, '-infinity')) WHERE released_at IS NULL;
+
+-- What placement decided: a transition of a unit (begin_at null: of the dataset) comes earlier or later.
+CREATE TABLE IF NOT EXISTS tiering.pin (
+    dataset       text        NOT NULL,
+    begin_at      timestamptz,
+    symbol        text        NOT NULL DEFAULT '',
+    transition    text        NOT NULL,
+    shift_seconds bigint      NOT NULL,               -- later when positive, within the policy's shift_max
+    terms         jsonb       NOT NULL,
+    decided_at    timestamptz NOT NULL,
+    until_at      timestamptz NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS pin_one
+    ON tiering.pin (dataset, coalesce(begin_at, '-infinity'), symbol, transition);
+
+-- Read copies of cold units in the warm tier: never authoritative, gone after until_at.
+CREATE TABLE IF NOT EXISTS tiering.rehydrated (
+    dataset    text        NOT NULL,
+    begin_at   timestamptz NOT NULL,
+    end_at     timestamptz NOT NULL,
+    generation integer     NOT NULL,
+    location   text        NOT NULL,
+    row_count  bigint      NOT NULL,
+    size_bytes bigint      NOT NULL,
+    made_at    timestamptz NOT NULL,
+    until_at   timestamptz NOT NULL,
+    PRIMARY KEY (dataset, begin_at)
+);
+
+-- Objects of files datasets and of the lake that left STANDARD: where each is, and its restore if one was asked for.
+CREATE TABLE IF NOT EXISTS tiering.object (
+    bucket        text        NOT NULL,
+    object_key    text        NOT NULL,
+    dataset       text        NOT NULL,
+    begin_at      timestamptz NOT NULL,               -- of its unit
+    etag          text        NOT NULL,
+    size_bytes    bigint      NOT NULL,
+    created_at    timestamptz NOT NULL,               -- its age counts from here: a change of class renews S3's own date
+    storage_class text        NOT NULL,
+    restore_state text        NOT NULL DEFAULT '' CHECK (restore_state IN ('', 'REQUESTED', 'AVAILABLE')),
+    restore_asked_at timestamptz,
+    restore_ready_at timestamptz,                     -- expected while REQUESTED
+    restore_until    timestamptz,
+    changed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (bucket, object_key)
+);
+CREATE INDEX IF NOT EXISTS object_unit ON tiering.object (dataset, begin_at);
 
 CREATE TABLE IF NOT EXISTS tiering.audit (
     audit_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

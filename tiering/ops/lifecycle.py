@@ -20,7 +20,7 @@ from psycopg2.extensions import connection as Connection
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from tiering import errors
-from tiering.model import Dataset, Plan, Receipt, Residence, State, Tier, Transition, Unit
+from tiering.model import Dataset, Form, Plan, Receipt, Residence, State, Tier, Transition, Unit
 from tiering.ops import expire, export, handover, merge, pack
 from tiering.ops.checkpoints import CheckpointReport, prepare, run_checkpoint
 from tiering.ops.install import late_units
@@ -35,12 +35,12 @@ from tiering.stores.records import OPEN_STATES, MoveRecord
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-STEPS: dict[Transition, ModuleType] = {
-    Transition.HOT_TO_WARM: handover,
-    Transition.MERGE: merge,
-    Transition.COMPRESS: pack,
-    Transition.WARM_TO_COLD: export,
-    Transition.EXPIRE: expire,
+STEPS: dict[tuple[Form, Transition], ModuleType] = {
+    (Form.TABLE, Transition.HOT_TO_WARM): handover,
+    (Form.TABLE, Transition.MERGE): merge,
+    (Form.TABLE, Transition.COMPRESS): pack,
+    (Form.TABLE, Transition.WARM_TO_COLD): export,
+    (Form.TABLE, Transition.EXPIRE): expire,
 }
 ORDER = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED, State.COMMITTED)
 CHECKED = (Transition.HOT_TO_WARM, Transition.MERGE, Transition.WARM_TO_COLD)
@@ -250,7 +250,7 @@ def _step(stores: Stores, move_id: int, state: State, now: datetime, owner: str)
         work = Work(stores, dataset_named(stores, record.unit.dataset), record, now, owner)
         began = time.perf_counter()
         try:
-            done = _with_patience(lambda: _FUNCTIONS[state](STEPS[record.transition])(work))
+            done = _with_patience(lambda: _FUNCTIONS[state](STEPS[work.dataset.form, record.transition])(work))
         except errors.VerificationError as exc:
             # Released, the copy is made anew: what is wrong with this one will not pass by itself.
             _quarantine(work, str(exc), State.SEALED)

@@ -16,7 +16,18 @@ from dataclasses import asdict, dataclass, replace
 import yaml
 
 from tiering.errors import PolicyError
-from tiering.model import Dataset, Policies, Policy, Span
+from tiering.model import (
+    Dataset,
+    Field,
+    Importance,
+    Kind,
+    Placement,
+    Policies,
+    Policy,
+    Prices,
+    Span,
+    StorageClass,
+)
 from tiering.plan import checks
 from tiering.plan.spans import never_longer, parse_span, unit_problem
 
@@ -25,11 +36,28 @@ STAGES = ("hot_to_warm", "warm_to_cold", "compression", "retention")
 """As the owner writes them, also in the short form `7d/2y/7d/10y`."""
 
 IN_TIME_ORDER = ("hot_to_warm", "compression", "warm_to_cold", "retention")
-STORES = ("postgresql", "mongodb")
-STATES = ("moves", "declared")
+STORES = ("postgresql", "mongodb", "s3")
+STATES = ("moves", "state", "declared")
+SECTIONS = ("datasets", "sweep", "prices", "placement")
+PRICED = ("hot", "warm", *StorageClass)
 SWEEP = ("undo_window", "grace")
 REQUIRED = ("class", "time_column", "key", "unit")
-OPTIONAL = ("hot", "warm", "fingerprint", "suite", "sort", "overrides", "state")
+OPTIONAL = (
+    *("hot", "warm", "fingerprint", "suite", "sort", "overrides", "state"),
+    *("fields", "subject", "lock", "importance", "storage", "prefix"),
+)
+_IMPORTANCES = tuple(str(importance) for importance in Importance)
+FIELD_KINDS = {
+    "text": Kind.TEXT,
+    "double": Kind.FLOAT8,
+    "long": Kind.INT8,
+    "bool": Kind.BOOL,
+    "date": Kind.TIMESTAMPTZ,
+    "uuid": Kind.UUID,
+    "json": Kind.EXACT_TEXT,
+}
+"""Types of a document's declared fields, by the names that MongoDB's users know."""
+
 NEVER = ("–", "—", "-", "", "none", "never")
 
 NAME_LENGTH_MAX = 40
@@ -65,7 +93,7 @@ def parse_policies(text: str, file: str) -> Policies:
         PolicyError: the first rule that is broken, with file, key path and remedy.
     """
     at = _At(file)
-    document = _mapping(_load(text, at), at, (*CLASSES, "datasets", "sweep"))
+    document = _mapping(_load(text, at), at, (*CLASSES, *SECTIONS))
     classes = {name: _policy(name, document[name], at / name) for name in CLASSES if name in document}
     datasets = document.get("datasets") or {}
     if not isinstance(datasets, dict):
@@ -78,6 +106,8 @@ def parse_policies(text: str, file: str) -> Policies:
         undo_window=windows["undo_window"],
         grace=windows["grace"],
         version="",
+        prices=_prices(document.get("prices") or {}, at / "prices"),
+        placement=_placement(document.get("placement") or {}, at / "placement"),
     )
     return replace(found, version=_version(found))
 
@@ -147,12 +177,106 @@ def _dataset(name: object, body: object, classes: dict[str, Policy], at: _At) ->
         suite=_one_of(suite, checks.SUITES, at / "suite", "suite"),
         sort=_columns(fields.get("sort") or [], at / "sort"),
         state=_one_of(fields.get("state", "moves"), STATES, at / "state", "state"),
+        fields=_fields(fields.get("fields") or {}, at / "fields"),
+        subject=_column(fields["subject"], at / "subject") if fields.get("subject") else "",
+        lock=_flag(fields.get("lock", False), at / "lock"),
+        importance=Importance(_one_of(fields.get("importance", "important"), _IMPORTANCES, at / "importance", "value")),
+        storage=_storage(fields.get("storage") or {}, policy, at / "storage"),
+        prefix=_prefix(fields.get("prefix") or "", at / "prefix"),
     )
+    _check_form(dataset, at)
+    return dataset
+
+
+def _check_form(dataset: Dataset, at: _At) -> None:
+    """Refuse what does not fit together: each form of dataset has its own obligations."""
     if dataset.time_column not in dataset.key:
         raise (at / "key").refuse(
             f"the key lacks the time column {dataset.time_column!r}", "A partitioned table cannot keep it unique else."
         )
-    return dataset
+    if dataset.hot != dataset.warm:
+        raise (at / "warm").refuse("hot and warm are of one kind of store", f"Write {dataset.hot} for both.")
+    if dataset.hot == "mongodb":
+        if "_id" not in dataset.key:
+            raise (at / "key").refuse("documents are told apart by _id", f"Write [{dataset.time_column}, _id].")
+        if dataset.policy.compression:
+            raise (at / "overrides").refuse("documents are not compressed in the warm tier", "Write compression: –.")
+    elif dataset.fields:
+        raise (at / "fields").refuse("only documents declare fields", "A table's columns are read from it.")
+    if (dataset.hot == "s3") != bool(dataset.prefix):
+        raise (at / "prefix").refuse("files datasets, and only they, have a prefix", "For example files/charts/.")
+    names = {field.name for field in dataset.fields}
+    if dataset.hot == "mongodb" and dataset.subject and dataset.subject not in names:
+        raise (at / "subject").refuse(f"{dataset.subject!r} is not among the declared fields", "Declare it as text.")
+    if names & {"_id", "_raw", dataset.time_column}:
+        raise (at / "fields").refuse(f"_id, _raw and {dataset.time_column} are there without being declared")
+
+
+def _fields(value: object, at: _At) -> tuple[Field, ...]:
+    """Read `name: type` or `name: {path: a.b, type: text}`."""
+    if not isinstance(value, dict):
+        raise at.refuse("must be a mapping of column names to types")
+    found = []
+    for name, body in value.items():
+        spelt = _mapping(body, at / name, ("path", "type")) if isinstance(body, dict) else {"type": body}
+        path = spelt.get("path", name)
+        if not isinstance(path, str) or not all(path.split(".")):
+            raise (at / name / "path").refuse(f"{path!r} is no path", "Names joined by dots: author.id")
+        kind = FIELD_KINDS[_one_of(spelt.get("type"), FIELD_KINDS, at / name, "type")]
+        found.append(Field(_column(name, at / name), path, kind))
+    return tuple(found)
+
+
+def _storage(value: object, policy: Policy, at: _At) -> tuple[tuple[StorageClass, Span], ...]:
+    """Read the ages of the colder storage classes: in order, and within the retention."""
+    ladder = _mapping(value, at, tuple(StorageClass)[1:])
+    found = [(StorageClass(name), _span(age, at / name)) for name, age in ladder.items()]
+    order = list(StorageClass)
+    stages = [*found, (None, policy.retention)] if policy.retention else found
+    for (one, early), (other, late) in zip(stages, stages[1:], strict=False):
+        is_colder = other is None or one is None or order.index(one) < order.index(other)
+        if not (is_colder and never_longer(early, late)):
+            raise at.refuse(f"stages out of order: {other or 'retention'} ({late}) after {one} ({early})")
+    return tuple(found)
+
+
+def _prefix(value: object, at: _At) -> str:
+    if not isinstance(value, str) or (value and (not value.endswith("/") or value.startswith("/"))):
+        raise at.refuse(f"{value!r} is no prefix", "Write it like files/charts/.")
+    if value.split("/")[0] in ("lake", "iceberg"):
+        raise at.refuse("lake/ and iceberg/ belong to the lake")
+    return value
+
+
+def _flag(value: object, at: _At) -> bool:
+    if not isinstance(value, bool):
+        raise at.refuse("must be true or false")
+    return value
+
+
+def _number(value: object, at: _At) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise at.refuse(f"{value!r} is no amount", "Write a number that is not negative.")
+    return float(value)
+
+
+def _prices(value: object, at: _At) -> Prices:
+    body = _mapping(value, at, ("currency", "gib_month", "put_thousand", "get_thousand"))
+    each = _mapping(body.get("gib_month") or {}, at / "gib_month", PRICED)
+    return Prices(
+        gib_month=tuple((name, _number(price, at / "gib_month" / name)) for name, price in each.items()),
+        put_thousand=_number(body.get("put_thousand", 0), at / "put_thousand"),
+        get_thousand=_number(body.get("get_thousand", 0), at / "get_thousand"),
+        currency=str(body.get("currency", "USD")),
+    )
+
+
+def _placement(value: object, at: _At) -> Placement:
+    body = _mapping(value, at, ("shift_max", "residency"))
+    shift = _number(body.get("shift_max", Placement().shift_max), at / "shift_max")
+    if shift >= 1:
+        raise (at / "shift_max").refuse("a share of the age below 1", "0.5 lets heat halve an age or add half of it.")
+    return Placement(shift, _span(body.get("residency", "1d"), at / "residency"))
 
 
 def _unit(value: object, at: _At) -> Span:
@@ -247,5 +371,6 @@ def _version(policies: Policies) -> str:
         "classes": sorted((asdict(item) for item in policies.classes), key=lambda item: item["name"]),
         "datasets": sorted((asdict(item) for item in policies.datasets), key=lambda item: item["name"]),
         "sweep": [asdict(policies.undo_window), asdict(policies.grace)],
+        "placement": asdict(policies.placement),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -17,7 +17,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from tiering import errors
-from tiering.model import Move, Plan, State, Tier, Transition, Unit
+from tiering.model import Move, Plan, State, StorageClass, Tier, Transition, Unit
 from tiering.stores.postgres import Postgres, execute, fetch, fetch_one, mapped
 from tiering.stores.records import (
     OPEN_STATES,
@@ -279,13 +279,14 @@ class Ledger:
         execute(
             connection,
             """INSERT INTO tiering.unit (dataset, begin_at, end_at, generation, tier, location, is_compressed,
-                                         row_count, size_bytes, fingerprint, sha256)
-               VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+                                         row_count, size_bytes, fingerprint, sha256, storage_class)
+               VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
                ON CONFLICT (dataset, begin_at) DO UPDATE SET
                    generation = excluded.generation, tier = excluded.tier, location = excluded.location,
                    is_compressed = excluded.is_compressed, row_count = excluded.row_count,
                    size_bytes = excluded.size_bytes, fingerprint = excluded.fingerprint,
-                   sha256 = excluded.sha256, changed_at = clock_timestamp()""",
+                   sha256 = excluded.sha256, storage_class = excluded.storage_class,
+                   changed_at = clock_timestamp()""",
             (
                 record.unit.dataset,
                 record.unit.begin,
@@ -298,6 +299,7 @@ class Ledger:
                 record.size_bytes,
                 json.dumps(fingerprint_to_json(record.fingerprint)) if record.fingerprint else None,
                 record.sha256 or None,
+                record.storage_class,
             ),
         )
 
@@ -391,7 +393,7 @@ def units(connection: Connection, dataset: str, begin: datetime | None = None) -
     rows = fetch(
         connection,
         """SELECT begin_at, end_at, generation, tier, location, is_compressed, row_count, size_bytes, fingerprint,
-                  coalesce(sha256, '')
+                  coalesce(sha256, ''), storage_class
            FROM tiering.unit WHERE dataset = %(dataset)s
              AND (%(begin)s::timestamptz IS NULL OR begin_at = %(begin)s) ORDER BY begin_at""",
         {"dataset": dataset, "begin": begin},
@@ -406,6 +408,7 @@ def units(connection: Connection, dataset: str, begin: datetime | None = None) -
             size_bytes=row[7],
             fingerprint=fingerprint_from_json(row[8]),
             sha256=row[9],
+            storage_class=StorageClass(row[10]),
         )
         for row in rows
     ]

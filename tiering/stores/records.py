@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tiering.model import ColumnPrint, Fingerprint, State, Tier, Transition, Unit
+from tiering.model import ColumnPrint, Fingerprint, State, StorageClass, Tier, Transition, Unit
 
 OPEN_STATES = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED, State.QUARANTINED)
 STEPS = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED, State.COMMITTED, State.RECLAIMED)
@@ -53,6 +53,7 @@ class UnitRecord:
     size_bytes: int
     fingerprint: Fingerprint | None = None
     sha256: str = ""
+    storage_class: StorageClass = StorageClass.STANDARD
 
 
 @dataclass(frozen=True, slots=True)
