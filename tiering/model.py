@@ -5,6 +5,7 @@ Does not: read a clock, a file or the environment; know any store.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -294,6 +295,74 @@ class Placement:
 
     shift_max: float = 0.5
     residency: Span = Span(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """How often a dataset is read now, in accesses a day, as the decayed counters tell.
+
+    Attributes:
+        since: when counting began; None: nothing is known, and the rates below mean nothing.
+        dataset: of the whole dataset.
+        units, symbols: of those that were read at all, by the unit's begin and by name.
+    """
+
+    since: datetime | None = None
+    dataset: float = 0.0
+    units: Mapping[datetime, float] = field(default_factory=dict)
+    symbols: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One term of a placement score: what was seen, which threshold it crossed, and what that counts.
+
+    Attributes:
+        name: "heat", "age" or "importance".
+        value: what was seen, in words: `250.0/day`.
+        threshold: the rule it met: `> 100/day`.
+        tier: where this term alone would place it; empty when unknown.
+        weight: of the hundred points that all terms share.
+        points: +1 hotter, 0, -1 colder.
+    """
+
+    name: str
+    value: str
+    threshold: str
+    tier: str
+    weight: int
+    points: int
+
+    @property
+    def contribution(self) -> int:
+        """What it adds to the total."""
+        return self.weight * self.points
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value} ({self.threshold}): {self.contribution:+d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A decision of placement: one transition of a unit, or of all units of a dataset, comes earlier or later.
+
+    Attributes:
+        begin: of the unit; None: every unit of the dataset that has no pin of its own.
+        symbol: empty; a symbol's heat moves no unit alone.
+        shift_seconds: later when positive; 0 records the decision to follow the policy.
+        terms: of the score that decided it.
+        decided_at: when the shift was last changed.
+        until: it lapses then, unless placement renews it.
+    """
+
+    dataset: str
+    begin: datetime | None
+    transition: Transition
+    shift_seconds: int
+    terms: tuple[Term, ...]
+    decided_at: datetime
+    until: datetime
+    symbol: str = ""
 
 
 @dataclass(frozen=True, slots=True)
