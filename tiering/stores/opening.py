@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tiering.model import Policies
 from tiering.settings import Settings
+from tiering.stores.heat import HeatCounters
 from tiering.stores.lake import IcebergLake
 from tiering.stores.ledger import Ledger
 from tiering.stores.objects import S3Objects
@@ -31,6 +32,7 @@ class Stores:
     lake_bucket: str
     is_one_database: bool
     scratch_dir: Path | None
+    heat: HeatCounters
 
     def location(self, key: str) -> str:
         """Return the full name of a lake object, as the ledger and Iceberg write it."""
@@ -57,6 +59,7 @@ def open_stores(settings: Settings, policies: Policies) -> Iterator[Stores]:
         settings.s3_secret_key,
         settings.s3_region,
     )
+    heat = HeatCounters(settings.redis_url)
     try:
         yield Stores(
             policies=policies,
@@ -69,8 +72,10 @@ def open_stores(settings: Settings, policies: Policies) -> Iterator[Stores]:
             lake_bucket=settings.lake_bucket,
             is_one_database=settings.is_one_database,
             scratch_dir=settings.scratch_dir,
+            heat=heat,
         )
     finally:
+        heat.close()
         lake.close()
         warm.close()
         hot.close()
