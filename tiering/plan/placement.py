@@ -104,6 +104,7 @@ class Decision:
         verb: "pin", "change", "lift", "renew"; "keep" (a pin stands), "wait" (residency), "none", "unknown".
         text: the same in words, with dates.
         pin: to be recorded; None when nothing is to be written.
+        last: the recorded decision that it replaces.
     """
 
     score: Score
@@ -111,6 +112,7 @@ class Decision:
     verb: str
     text: str
     pin: Pin | None = None
+    last: Pin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +397,7 @@ class _Desk:
             if until - last.until < timedelta(hours=12):
                 return Decision(score, step, "keep", f"{describe(wanted)}, pinned until {_date(last.until)}")
             renewed = replace(last, until=until, terms=score.terms)
-            return Decision(score, step, "renew", f"{describe(wanted)}, pinned until {_date(until)}", renewed)
+            return Decision(score, step, "renew", f"{describe(wanted)}, pinned until {_date(until)}", renewed, last)
         free_at = add(_changed_at(last, self.now), self.placement.residency) if last else self.now
         if self.now < free_at:
             return Decision(
@@ -403,7 +405,7 @@ class _Desk:
             )
         pin = Pin(self.dataset.name, score.begin, step, wanted, score.terms, self.now, until)
         verb = "pin" if not current else "change" if wanted else "lift"
-        return Decision(score, step, verb, why or f"{describe(wanted)}, until {_date(until)} unless renewed", pin)
+        return Decision(score, step, verb, why or f"{describe(wanted)}, until {_date(until)} unless renewed", pin, last)
 
 
 def _changed_at(last: Pin, now: datetime) -> datetime:
