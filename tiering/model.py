@@ -403,6 +403,7 @@ class Residence:
         storage_class: of its object, where it is cold or a file.
         lease_owner: the run that works on its open move at this moment, else empty.
         rehydrated_until: while a read copy of a cold unit is in the warm tier.
+        overlaps: the partition or unit of another length that its range cuts into, else empty.
     """
 
     unit: Unit
@@ -419,6 +420,7 @@ class Residence:
     storage_class: StorageClass = StorageClass.STANDARD
     lease_owner: str = ""
     rehydrated_until: datetime | None = None
+    overlaps: str = ""
 
 
 @dataclass(frozen=True, slots=True)
