@@ -169,7 +169,7 @@ class Postgres:
                 raw.set_session(
                     isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
                     # Not False: a URL that says default_transaction_read_only=on must be believed.
-                    readonly=True if read_only else "DEFAULT",
+                    readonly=True if read_only else "default",
                 )
                 if lock_timeout_ms is not None:
                     execute(raw, "SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout_ms}ms",))
