@@ -47,19 +47,13 @@ def commit(work: Work) -> MoveRecord:
     """
     name = work.dataset.name
     with work.commit() as connection:
-        reason = held(connection, work.unit)
-        if reason:
-            raise errors.HeldError(
-                "expire", str(work.unit), f"under legal hold: {reason}", "Lift the hold first: `tiering hold lift`."
-            )
+        demand_no_hold(work, connection)
         unit = work.stores.ledger.unit(name, work.unit.begin)
         assert unit is not None, "sealed, so it was there, and only this move may end it"
         if unit.tier is Tier.EXPIRED:
             _retire_late(work, connection)
         elif unit.tier is Tier.COLD:
-            execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
-            work.stores.lake.apply(connection, work.stores.lake.stage_remove(name, unit.location))
-            work.trash(connection, "lake", unit.location, unit.size_bytes)
+            retire_object(work, connection, unit)
         else:
             trash = tables.trash_table(work.unit, work.record.move_id, "expired")
             left = work.stores.warm_tables.take(connection, work.dataset, unit, trash)
@@ -71,6 +65,23 @@ def commit(work: Work) -> MoveRecord:
             connection, "expire", rows=unit.row_count, bytes=unit.size_bytes, location=unit.location, sha256=unit.sha256
         )
         return work.advance(connection, State.COMMITTED)
+
+
+def demand_no_hold(work: Work, connection: Connection) -> None:
+    """Raise HeldError if a legal hold is on the unit; a hold placed from now on waits for this transaction."""
+    reason = held(connection, work.unit)
+    if reason:
+        raise errors.HeldError(
+            "expire", str(work.unit), f"under legal hold: {reason}", "Lift the hold first: `tiering hold lift`."
+        )
+
+
+def retire_object(work: Work, connection: Connection, unit: UnitRecord) -> None:
+    """Take a cold unit's file out of the lake table and hand its object to the sweep, in the commit's transaction."""
+    name = work.dataset.name
+    execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
+    work.stores.lake.apply(connection, work.stores.lake.stage_remove(name, unit.location))
+    work.trash(connection, "lake", unit.location, unit.size_bytes)
 
 
 def _retire_late(work: Work, connection: Connection) -> None:

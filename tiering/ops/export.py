@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import IO, Any
 
 import pyarrow as pa
@@ -85,14 +86,29 @@ def warm_relation(work: Work, columns: tuple[Column, ...]) -> sql.Composable:
 
 def write_object(work: Work, relation: sql.Composable, columns: tuple[Column, ...]) -> MoveRecord:
     """Write a relation as a Parquet file and upload it under its content's name; advance to COPIED."""
+    with closing(_rows(work, relation, columns)) as batches:
+        return write_batches(work, batches, columns)
+
+
+def write_batches(
+    work: Work,
+    batches: Iterable[pa.RecordBatch],
+    columns: tuple[Column, ...],
+    details: Callable[[], Mapping[str, Any]] = dict,
+) -> MoveRecord:
+    """Write batches as a Parquet file and upload it under its content's name; advance to COPIED.
+
+    Args:
+        work: the move.
+        batches: the unit's rows, read once.
+        columns: of the rows.
+        details: what else to record, asked for when all batches were read.
+    """
     stores, dataset, unit = work.stores, work.dataset, work.unit
     stores.lake.ensure_table(dataset.name, columns, dataset.unit, dataset.time_column)
     # An unlinked file: the kernel frees it whatever happens to this process.
     with tempfile.TemporaryFile(dir=stores.scratch_dir) as file:
-        with closing(_rows(work, relation, columns)) as batches:
-            written = parquet.write_parquet(
-                batches, columns, dataset.sort or dataset.key, file, scratch=stores.scratch_dir
-            )
+        written = parquet.write_parquet(batches, columns, dataset.sort or dataset.key, file, scratch=stores.scratch_dir)
         key = lake_key(unit, dataset.unit, written.sha256)
         location = stores.location(key)
         work = work.at(work.advance_alone(State.SEALED, target=location))
@@ -104,7 +120,7 @@ def write_object(work: Work, relation: sql.Composable, columns: tuple[Column, ..
         State.COPIED,
         row_count=written.row_count,
         bytes_after=written.size_bytes,
-        details={"key": key, "sha256": written.sha256},
+        details={"key": key, "sha256": written.sha256, **details()},
     )
 
 
@@ -123,20 +139,31 @@ def _rows(work: Work, relation: sql.Composable, columns: tuple[Column, ...]) -> 
 
 def verify_object(work: Work, relation: sql.Composable, columns: tuple[Column, ...]) -> Fingerprint:
     """Compare the object's bytes with what was sent, and its rows with the source's own account of itself."""
-    details, subject = work.record.details, str(work.unit)
+    subject = str(work.unit)
     compared = compared_columns(work.dataset, columns)
 
     def read_back() -> Fingerprint:
-        record = UnitRecord(
-            work.unit, Tier.COLD, work.record.target, False, 0, work.record.bytes_after, sha256=details["sha256"]
-        )
-        with fetched(work.stores, record) as file:
+        with fetched(work.stores, written_unit(work)) as file:
             return pghash.fingerprint_batches(parquet.read_parquet_batches(file, compared), compared, work.dataset.key)
 
     source: Fingerprint
     source, copied = both(lambda: fingerprint_of(work.stores.warm, relation, work.dataset, columns, subject), read_back)
     prove_copy(subject, source, copied, work.record.bytes_after)
     return source
+
+
+def written_unit(work: Work) -> UnitRecord:
+    """Describe the object that this move has written, as the ledger will."""
+    record = work.record
+    return UnitRecord(
+        work.unit,
+        Tier.COLD,
+        record.target,
+        False,
+        record.row_count,
+        record.bytes_after,
+        sha256=record.details["sha256"],
+    )
 
 
 def publish(work: Work, connection: Connection, replaces: UnitRecord | None) -> MoveRecord:
@@ -155,17 +182,7 @@ def publish(work: Work, connection: Connection, replaces: UnitRecord | None) -> 
         staged = stores.lake.stage_swap(name, replaces.location, file)
     stores.lake.apply(connection, staged)
     fingerprint = fingerprint_from_json(record.details.get("fingerprint"))
-    unit = UnitRecord(
-        work.unit,
-        Tier.COLD,
-        record.target,
-        False,
-        record.row_count,
-        record.bytes_after,
-        fingerprint,
-        record.details["sha256"],
-    )
-    stores.ledger.put_unit(connection, unit)
+    stores.ledger.put_unit(connection, replace(written_unit(work), fingerprint=fingerprint))
     if replaces is not None:
         work.trash(connection, "lake", replaces.location, replaces.size_bytes)
     return work.advance(connection, State.COMMITTED)
