@@ -97,7 +97,7 @@ def test_each_data_class_that_moves_has_every_flow_of_a_life() -> None:
     moving = {policy.name for policy in policies.classes if policies.of_class(policy.name)}
     served: dict[str, set[str]] = {}
     for entry in DEPLOYMENTS:
-        if "data_class" in entry["parameters"]:
+        if entry["parameters"].get("data_class"):
             served.setdefault(entry["parameters"]["data_class"], set()).add(flow_of(entry).name)
     assert served == {name: {"hot-to-warm", "compress", "warm-to-cold", "expire"} for name in moving}
 

@@ -18,6 +18,7 @@ import typer
 from tiering import cli_output as out
 from tiering import errors
 from tiering.cli_moves import hold_app, policies_app, release, run, sweep
+from tiering.cli_placement import placement
 
 # The stores cost a second or two to import, which `--help` and a mistyped option need not wait for:
 # hence the imports inside the functions, here and in cli_moves.
@@ -339,6 +340,7 @@ def fsck(
 app.command()(run)
 app.command()(release)
 app.command()(sweep)
+app.command()(placement)
 app.add_typer(hold_app, name="hold")
 app.add_typer(policies_app, name="policies")
 if importlib.util.find_spec("infra"):
