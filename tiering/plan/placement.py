@@ -195,6 +195,8 @@ def scaled(age: Span, share: float | Fraction) -> Span:
 
     Whole months stay calendar months: half of 2y is 1y. A part of a month counts by the mean year.
     """
+    if not share:
+        return age
     factor = 1 + Fraction(share)
     months = age.months * factor
     rest = (months - floor(months)) * MONTH_SECONDS + (age.days * 86400 + age.hours * 3600) * factor
@@ -208,15 +210,21 @@ def bounds(age: Span, placement: Placement) -> tuple[Span, Span]:
 
 
 def _within(age: Span | None, pin: Pin | None, shift_max: float, end: datetime) -> Span | None:
-    """Shift an age by a pin; what would leave the bounds on this unit's dates stops at them."""
+    """Shift an age by a pin; what would leave the bounds on this unit's dates stops at them.
+
+    Why also at the age itself: 0.94 of a month, counted by the mean year, is longer than a February.
+    """
     if age is None or pin is None or not pin.shift_seconds:
         return age
     limit = Fraction(shift_max)
     share = min(max(Fraction(pin.shift_seconds, nominal_seconds(age) or 1), -limit), limit)
-    found, earliest, latest = scaled(age, share), scaled(age, -limit), scaled(age, limit)
-    if due(end, found) < due(end, earliest):
-        return earliest
-    return latest if due(end, found) > due(end, latest) else found
+    bound, found = scaled(age, limit if share > 0 else -limit), scaled(age, share)
+    sooner, later = (age, bound) if share > 0 else (bound, age)
+    if due(end, sooner) >= due(end, later):
+        return age
+    if due(end, found) > due(end, later):
+        return later
+    return sooner if due(end, found) < due(end, sooner) else found
 
 
 def _sooner(one: Span | None, other: Span | None, end: datetime) -> Span | None:
