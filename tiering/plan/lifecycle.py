@@ -7,16 +7,34 @@ Does not: read a clock, or know how a move is done.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from tiering.errors import VerificationError
-from tiering.model import Dataset, Move, Plan, Reason, Residence, Span, State, Stay, Tier, Transition
+from tiering.model import (
+    Dataset,
+    Form,
+    Move,
+    Pin,
+    Plan,
+    Policy,
+    Reason,
+    Residence,
+    Span,
+    State,
+    Stay,
+    StorageClass,
+    Tier,
+    Transition,
+)
+from tiering.plan.placement import NO_PINS, SHIFTED, Pins, pin_reason, shifted
 from tiering.plan.spans import due, in_utc, subtract
 
 OPEN = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED)
 """A move in one of these is carried on; a COMMITTED one only waits for the sweep and stands in nobody's way."""
+
+CLASSES = tuple(StorageClass)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +43,29 @@ class _Clock:
 
     now: datetime
     reference: datetime | None
+    cutoffs: dict[Span, datetime] = field(default_factory=dict)
+    """Remembered, because ten thousand units ask for the same few."""
 
     def is_past(self, end: datetime, span: Span | None) -> bool:
-        return span is not None and self.reference is not None and end <= subtract(self.reference, span)
+        if span is None or self.reference is None:
+            return False
+        if span not in self.cutoffs:
+            self.cutoffs[span] = subtract(self.reference, span)
+        return end <= self.cutoffs[span]
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One unit before the judge: where it is, the ages in force for it, and the clocks."""
+
+    dataset: Dataset
+    home: Residence
+    policy: Policy
+    pins: Pins
+    clock: _Clock
+
+    def is_due(self, span: Span | None) -> bool:
+        return self.clock.is_past(self.home.unit.end, span)
 
 
 def plan_moves(
@@ -36,6 +74,7 @@ def plan_moves(
     newest_row_at: datetime | None,
     now: datetime,
     transitions: Collection[Transition] = tuple(Transition),
+    pins: Pins = NO_PINS,
 ) -> Plan:
     """Plan at most one move per unit, oldest first; every other unit stays with its reasons.
 
@@ -45,6 +84,7 @@ def plan_moves(
         newest_row_at: time of the dataset's newest row in any tier; None when it has no row.
         now: the run's instant.
         transitions: plan only these; a unit due for another stays with the reason `other_transition`.
+        pins: what placement decided, as `placement.collect` gathers it for `now`.
 
     Raises:
         ValueError: an instant without time zone, or a residence of another dataset.
@@ -55,74 +95,111 @@ def plan_moves(
     clock = _Clock(now, reference)
     moves: list[Move] = []
     stays: list[Stay] = []
-    for residence in sorted(residences, key=lambda item: item.unit):
-        if residence.unit.dataset != dataset.name:
-            raise ValueError(f"{residence.unit} is no unit of {dataset.name}")
-        verdict = _judge(dataset, residence, clock, transitions)
+    for home in sorted(residences, key=lambda item: (item.unit.begin, item.unit.end)):
+        if home.unit.dataset != dataset.name:
+            raise ValueError(f"{home.unit} is no unit of {dataset.name}")
+        case = _Case(dataset, home, _policy(dataset, home, pins), pins, clock)
+        verdict = _judge(case, transitions)
         if isinstance(verdict, Move):
             moves.append(verdict)
         else:
-            stays.append(Stay(residence.unit, residence.tier, verdict))
+            stays.append(Stay(home.unit, home.tier, verdict))
     plan = Plan(dataset.name, now, reference, tuple(moves), tuple(stays))
-    check_plan(plan, dataset, residences)
+    check_plan(plan, dataset, residences, pins)
     return plan
 
 
-def _judge(dataset: Dataset, home: Residence, clock: _Clock, only: Collection[Transition]) -> Move | tuple[Reason, ...]:
+def _policy(dataset: Dataset, home: Residence, pins: Pins) -> Policy:
+    """Return the ages in force for a unit. Pins shift nothing that is still before a cold one."""
+    is_shifted = home.tier in (Tier.HOT, Tier.WARM) and dataset.form is not Form.FILES
+    return shifted(dataset.policy, pins, home.unit) if is_shifted else dataset.policy
+
+
+def _judge(case: _Case, only: Collection[Transition]) -> Move | tuple[Reason, ...]:
+    dataset, home = case.dataset, case.home
     if dataset.state != "moves":
         return (Reason("not_in_policy", f"{dataset.name} is {dataset.state} in the policy file: nothing moves it"),)
+    if home.lease_owner and home.move_transition is not None:
+        text = f"{home.lease_owner} works on it now: {home.move_transition} at {home.move_state}"
+        return (Reason("leased", f"{text}; should that run die, the next one carries it on"),)
     if home.move_state is State.QUARANTINED or home.quarantine:
         hint = "release it once that is settled: tiering release"
         return (Reason("quarantined", f"{home.quarantine or 'a checkpoint failed'}; {hint} {home.unit.name}"),)
     if home.move_state in OPEN and home.move_transition is not None:
-        return _carry_on(dataset, home, home.move_transition, clock, only)
-    step = _next_transition(dataset, home, clock)
+        return _carry_on(case, home.move_transition, only)
+    if home.overlaps:
+        text = f"its rows lie in the late partition, and its range cuts into {home.overlaps}, which has another length"
+        return (Reason("overlap", f"{text}; docs/runbooks/stuck-unit.md says how to make room for it"),)
+    step = _next_transition(case)
     if step is None:
-        return _reasons(dataset, home, clock)
+        return _reasons(case)
     if step not in only:
-        return (Reason("other_transition", f"{step} comes first; this plan is for {', '.join(only)}", clock.now),)
-    return _move(dataset, home, step)
+        return (Reason("other_transition", f"{step} comes first; this plan is for {_listed(only)}", case.clock.now),)
+    return _move(case, step)
 
 
-def _carry_on(
-    dataset: Dataset, home: Residence, step: Transition, clock: _Clock, only: Collection[Transition]
-) -> Move | tuple[Reason, ...]:
-    if step is Transition.EXPIRE and home.hold:
-        return (_held(home), Reason("moving", f"{step} stopped at {home.move_state} by the hold"))
-    if step is Transition.EXPIRE and not clock.is_past(home.unit.end, dataset.policy.retention):
+def _listed(only: Collection[Transition]) -> str:
+    return only if isinstance(only, str) else ", ".join(only)
+
+
+def _carry_on(case: _Case, step: Transition, only: Collection[Transition]) -> Move | tuple[Reason, ...]:
+    state = case.home.move_state
+    if step is Transition.EXPIRE and case.home.hold:
+        return (_held(case.home), Reason("moving", f"{step} stopped at {state} by the hold"))
+    if step is Transition.EXPIRE and not case.is_due(case.policy.retention):
         # Begun under another policy or a wrong date: an expiry is judged again before it is carried on.
-        return (Reason("moving", f"{step} stands at {home.move_state}, but the policy in force does not allow it"),)
+        return (Reason("moving", f"{step} stands at {state}, but the policy in force does not allow it"),)
     if step not in only:
-        return (
-            Reason("moving", f"{step} is open at {home.move_state}; this plan is for {', '.join(only)}", clock.now),
-        )
-    return _move(dataset, home, step)
+        fence = "" if state is State.PLANNED else ", its copy fenced against writes"
+        text = f"{step} is open at {state}{fence}; this plan is for {_listed(only)}"
+        return (Reason("moving", text, case.clock.now),)
+    return _move(case, step)
 
 
-def _next_transition(dataset: Dataset, home: Residence, clock: _Clock) -> Transition | None:
+def _next_transition(case: _Case) -> Transition | None:
     """Choose the one transition that is due, if any."""
-    policy, end = dataset.policy, home.unit.end
+    home, policy = case.home, case.policy
+    is_over = case.is_due(policy.retention) and not home.hold
+    if case.dataset.form is Form.FILES:
+        if home.tier is Tier.EXPIRED:
+            return None
+        return Transition.EXPIRE if is_over else Transition.ARCHIVE if case.is_due(_class_age(case)) else None
     if home.tier is Tier.HOT:
         # Past retention too: only a sealed, counted copy may expire, so a hot unit goes warm first.
-        return Transition.HOT_TO_WARM if clock.is_past(end, policy.hot_to_warm) else None
+        return Transition.HOT_TO_WARM if case.is_due(policy.hot_to_warm) else None
     if home.tier is Tier.EXPIRED:
         # Rows that came after the end of their unit's retention follow it.
-        is_over = clock.is_past(end, policy.retention) and not home.hold
         return Transition.EXPIRE if home.late_count and is_over else None
-    if home.late_count:
+    if home.late_count and not _is_out_of_reach(home):
         # Before expiry as well: else the late rows of an expired unit would outlive it.
         return Transition.MERGE
-    if clock.is_past(end, policy.retention) and not home.hold:
+    if is_over:
         return Transition.EXPIRE
-    if home.tier is Tier.WARM and clock.is_past(end, policy.warm_to_cold):
+    if home.tier is Tier.COLD:
+        return Transition.ARCHIVE if case.is_due(_class_age(case)) else None
+    if case.is_due(policy.warm_to_cold):
         return Transition.WARM_TO_COLD
-    if home.tier is Tier.WARM and not home.is_compressed and clock.is_past(end, policy.compression):
-        return Transition.COMPRESS
-    return None
+    return Transition.COMPRESS if not home.is_compressed and case.is_due(policy.compression) else None
 
 
-def _move(dataset: Dataset, home: Residence, step: Transition) -> Move:
-    span = _ages(dataset)[step]
+def _is_out_of_reach(home: Residence) -> bool:
+    """Tell whether the unit's object must be restored before it can be read."""
+    return home.storage_class is StorageClass.DEEP_ARCHIVE and home.tier is Tier.COLD and not home.rehydrated_until
+
+
+def next_storage(dataset: Dataset, home: Residence) -> tuple[StorageClass, Span] | None:
+    """Return the next colder storage class of a unit's objects and its age; None where there is none."""
+    rank = CLASSES.index(home.storage_class)
+    return next(((name, age) for name, age in dataset.storage if CLASSES.index(name) > rank), None)
+
+
+def _class_age(case: _Case) -> Span | None:
+    step = next_storage(case.dataset, case.home)
+    return step[1] if step else None
+
+
+def _move(case: _Case, step: Transition) -> Move:
+    home, span = case.home, _ages(case)[step]
     is_late = step is Transition.MERGE or home.tier is Tier.EXPIRED
     return Move(
         unit=replace(home.unit, generation=home.unit.generation + 1) if is_late else home.unit,
@@ -133,50 +210,82 @@ def _move(dataset: Dataset, home: Residence, step: Transition) -> Move:
     )
 
 
-def _ages(dataset: Dataset) -> dict[Transition, Span | None]:
-    policy = dataset.policy
+def _ages(case: _Case) -> dict[Transition, Span | None]:
+    policy = case.policy
     return {
         Transition.HOT_TO_WARM: policy.hot_to_warm,
         Transition.MERGE: None,
         Transition.COMPRESS: policy.compression,
         Transition.WARM_TO_COLD: policy.warm_to_cold,
+        Transition.ARCHIVE: _class_age(case),
         Transition.EXPIRE: policy.retention,
     }
 
 
-def _reasons(dataset: Dataset, home: Residence, clock: _Clock) -> tuple[Reason, ...]:
-    """Say why nothing is due: the next step and its date, and a hold where there is one."""
+def _reasons(case: _Case) -> tuple[Reason, ...]:
+    """Say why nothing is due: the next step and its date, and all that stands in the way or shifts it."""
+    home = case.home
     found = [_held(home)] if home.hold else []
     if home.tier is Tier.EXPIRED:
         late = f"; {home.late_count} late rows wait in the hot tier" if home.late_count else ""
         return (*found, Reason("expired", f"its retention is over{late}"))
-    steps = [(due(home.unit.end, span), step) for step, span in _later_stages(dataset, home) if span is not None]
-    steps = [(at, step) for at, step in steps if not (home.hold and step is Transition.EXPIRE)]
-    if steps:
-        return (*found, _waiting(*min(steps), home, clock))
-    if found:
-        return tuple(found)
-    code = "not_in_policy" if home.tier is Tier.HOT else "no_later_stage"
-    return (Reason(code, f"the policy of {dataset.policy.name} has no later stage for a {home.tier} unit"),)
+    if home.late_count and _is_out_of_reach(home):
+        text = f"{home.late_count} late rows wait: its object is in deep archive and must be restored to be merged"
+        found.append(Reason("deep_archive", f"{text}: tiering rehydrate"))
+    if coming := _next_step(case):
+        found.append(_waiting(*coming, case))
+    elif not found:
+        code = "not_in_policy" if home.tier is Tier.HOT else "no_later_stage"
+        text = f"the policy of {case.dataset.policy.name} has no later stage for a {home.tier} unit"
+        found.append(Reason(code, text))
+    return (*found, *_circumstances(case))
 
 
-def _later_stages(dataset: Dataset, home: Residence) -> Iterable[tuple[Transition, Span | None]]:
-    ages = _ages(dataset)
-    if home.tier is Tier.HOT:
+def _next_step(case: _Case) -> tuple[datetime, Transition] | None:
+    """Find the next step and its date, reckoning with pins that lapse before it comes."""
+    start: datetime | None = None
+    while True:
+        end, steps = case.home.unit.end, _later_stages(case)
+        coming = min(((due(end, span), step) for step, span in steps), default=None)
+        lapses = [pin.until for pin in _pins(case) if start is None or pin.until > start]
+        if coming is None:
+            return None
+        at = coming[0] if start is None else max(coming[0], start)
+        if not lapses or at < min(lapses):
+            return at, coming[1]
+        start = min(lapses)
+        left = {begin: tuple(p for p in pins if p.until > start) for begin, pins in case.pins.by_begin.items()
+                if begin in (None, case.home.unit.begin)}  # fmt: skip
+        pins = replace(case.pins, by_begin=left)
+        case = replace(case, pins=pins, policy=_policy(case.dataset, case.home, pins))
+
+
+def _pins(case: _Case) -> list[Pin]:
+    if not case.pins.by_begin:
+        return []
+    return [pin for begin in (None, case.home.unit.begin) for pin in case.pins.by_begin.get(begin, ())]
+
+
+def _later_stages(case: _Case) -> list[tuple[Transition, Span]]:
+    """List the steps that are still before a unit, with their ages; a held one does not expire."""
+    ages, home = _ages(case), case.home
+    if case.dataset.form is Form.FILES or home.tier is Tier.COLD:
+        steps = [Transition.ARCHIVE, Transition.EXPIRE]
+    elif home.tier is Tier.HOT:
         steps = [Transition.HOT_TO_WARM]
-    elif home.tier is Tier.WARM and home.is_compressed:
+    elif home.is_compressed:
         steps = [Transition.WARM_TO_COLD, Transition.EXPIRE]
-    elif home.tier is Tier.WARM:
-        steps = [Transition.COMPRESS, Transition.WARM_TO_COLD, Transition.EXPIRE]
     else:
-        steps = [Transition.EXPIRE]
-    return [(step, ages[step]) for step in steps]
+        steps = [Transition.COMPRESS, Transition.WARM_TO_COLD, Transition.EXPIRE]
+    found = [(step, ages[step]) for step in steps if not (home.hold and step is Transition.EXPIRE)]
+    return [(step, span) for step, span in found if span is not None]
 
 
-def _waiting(at: datetime, step: Transition, home: Residence, clock: _Clock) -> Reason:
+def _waiting(at: datetime, step: Transition, case: _Case) -> Reason:
+    clock = case.clock
     if clock.reference is None:
         return Reason("no_rows", f"the dataset has no row to measure age against; {step} at {at:%Y-%m-%d %H:%M}Z", at)
-    if home.unit.begin > clock.now:
+    if case.home.unit.begin > clock.now:
         return Reason("future", f"its rows are dated after now and do not age; {step} at {at:%Y-%m-%d %H:%M}Z", at)
     if at <= clock.now:
         text = f"the newest row is of {clock.reference:%Y-%m-%d %H:%M}Z; {step} once a row of {at:%Y-%m-%d %H:%M}Z came"
@@ -184,31 +293,50 @@ def _waiting(at: datetime, step: Transition, home: Residence, clock: _Clock) -> 
     return Reason("young", f"{step} at {at:%Y-%m-%d %H:%M}Z", at)
 
 
+def _circumstances(case: _Case) -> list[Reason]:
+    """Tell what else is true of a unit that waits: pins, a read copy, a storage class that is slow to read."""
+    home, found = case.home, []
+    for step, _ in _later_stages(case):
+        pin = case.pins.find(home.unit, step) if step in SHIFTED else None
+        reason = pin_reason(case.dataset.policy, case.pins, home.unit, step) if pin else None
+        if pin and reason and reason.until:
+            # The earlier of its two ends: the transition comes, or the pin lapses.
+            found.append(replace(reason, until=min(reason.until, pin.until)))
+    if home.rehydrated_until and home.rehydrated_until > case.clock.now:
+        text = f"a read copy is in the warm tier until {home.rehydrated_until:%Y-%m-%d %H:%M}Z"
+        found.append(Reason("rehydrated", text, home.rehydrated_until))
+    if home.storage_class is StorageClass.DEEP_ARCHIVE and not home.late_count:
+        found.append(Reason("deep_archive", "reading it takes a restore of hours: tiering rehydrate"))
+    return found
+
+
 def _held(home: Residence) -> Reason:
     return Reason("held", f"legal hold: {home.hold}; it does not expire until that is lifted")
 
 
-def check_plan(plan: Plan, dataset: Dataset, residences: Sequence[Residence]) -> None:
+def check_plan(plan: Plan, dataset: Dataset, residences: Sequence[Residence], pins: Pins = NO_PINS) -> None:
     """Check a plan against what it promises, by other means than it was made.
 
     Raises:
         VerificationError: names the unit and the broken promise.
     """
-    by_name = {residence.unit.name: residence for residence in residences}
-    named = [move.unit.name for move in plan.moves] + [stay.unit.name for stay in plan.stays]
-    if len(named) != len(residences) or set(named) != by_name.keys() or len(set(named)) != len(named):
+    by_begin = {residence.unit.begin: residence for residence in residences}
+    named = [move.unit.begin for move in plan.moves] + [stay.unit.begin for stay in plan.stays]
+    if len(named) != len(residences) or set(named) != by_begin.keys() or len(set(named)) != len(named):
         raise _broken(plan.dataset, "a unit is planned twice or not at all")
     for stay in plan.stays:
         if not stay.reasons:
             raise _broken(str(stay.unit), "it stays without a reason")
-    ages = _ages(dataset)
+    clock = _Clock(plan.now, plan.reference)
     for move in plan.moves:
-        home, span = by_name[move.unit.name], ages[move.transition]
-        if move.transition is Transition.EXPIRE and (home.hold or home.tier is Tier.HOT):
+        home = by_begin[move.unit.begin]
+        is_hot = home.tier is Tier.HOT and dataset.form is not Form.FILES
+        if move.transition is Transition.EXPIRE and (home.hold or is_hot):
             raise _broken(str(move.unit), "it would expire though it is held or hot")
         is_open = home.move_state in OPEN and move.transition is not Transition.EXPIRE
         if is_open or move.transition is Transition.MERGE:
             continue
+        span = _ages(_Case(dataset, home, _policy(dataset, home, pins), pins, clock))[move.transition]
         if span is None or plan.reference is None or subtract(plan.reference, span) < home.unit.end:
             raise _broken(str(move.unit), f"{move.transition} though it is too young")
 
