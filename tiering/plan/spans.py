@@ -77,6 +77,8 @@ def in_utc(instant: datetime) -> datetime:
     Raises:
         ValueError: the instant has no time zone, so it is no instant.
     """
+    if instant.tzinfo is UTC:
+        return instant
     if instant.utcoffset() is None:
         raise ValueError(f"{instant.isoformat()} has no time zone; write it with one, e.g. {instant.isoformat()}Z")
     return instant.astimezone(UTC)
@@ -106,6 +108,8 @@ def due(end: datetime, span: Span) -> datetime:
     28 January; only on 1 March is 31 January a month ago.
     """
     found = add(end, span)
+    if not span.months:
+        return found
     if subtract(found, span) >= in_utc(end) or found.year == LATEST.year:
         return found
     return _months_later(found.replace(day=1, hour=0, minute=0, second=0, microsecond=0), 1)
@@ -155,6 +159,8 @@ def _delta(span: Span) -> timedelta:
 
 
 def _months_later(instant: datetime, months: int) -> datetime:
+    if not months:
+        return instant
     first = _month(instant.year * 12 + instant.month - 1 + months)
     if first in (EARLIEST, LATEST):
         return first
