@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from psycopg2 import sql
 from pydantic import SecretStr
+from pymongo import MongoClient
 
 from infra.local import Stack
 from tiering.settings import Settings
@@ -29,9 +30,16 @@ def stack_directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def stack(stack_directory: Path) -> Iterator[Stack]:
-    """PostgreSQL and S3, up for the whole session. Tests that kill servers make a stack of their own."""
-    with Stack(stack_directory, services={"postgres", "s3"}) as running:
+    """PostgreSQL, MongoDB and S3, up for the session. Tests that kill servers make a stack of their own."""
+    with Stack(stack_directory, services={"postgres", "s3", "mongo"}) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def redis_url(stack_directory: Path) -> Iterator[SecretStr]:
+    """A Redis Cluster of six for the session. Tests that kill it make one of their own."""
+    with Stack(stack_directory / "redis-cluster", services={"redis"}) as running:
+        yield SecretStr(running.redis.url)
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +56,7 @@ def two_database_settings(stack: Stack) -> Settings:
 
 @pytest.fixture
 def fresh_settings(stack: Stack) -> Iterator[Settings]:
-    """An empty database for hot and warm, and empty buckets; both gone after the test."""
+    """One empty database of each kind for hot and warm, and empty buckets; all gone after the test."""
     name = f"t{next(_numbers)}_{secrets.token_hex(3)}"
     yield _open_fresh(stack, name, name, name)
     _drop_fresh(stack, [name], name)
@@ -56,7 +64,7 @@ def fresh_settings(stack: Stack) -> Iterator[Settings]:
 
 @pytest.fixture
 def fresh_two_database_settings(stack: Stack) -> Iterator[Settings]:
-    """An empty hot database, an empty warm database, and empty buckets; all gone after the test."""
+    """Empty hot databases, empty warm ones, and empty buckets; all gone after the test."""
     name = f"t{next(_numbers)}_{secrets.token_hex(3)}"
     hot, warm = f"{name}_hot", f"{name}_warm"
     yield _open_fresh(stack, name, hot, warm)
@@ -71,6 +79,7 @@ def _open_fresh(stack: Stack, name: str, hot: str, warm: str) -> Settings:
     for bucket in (lake, backup):
         stack.s3.client().create_bucket(Bucket=bucket)
     urls = {"hot_pg_url": stack.postgres.url(hot), "warm_pg_url": stack.postgres.url(warm)}
+    urls |= {"hot_mongo_url": stack.mongo.url(hot), "warm_mongo_url": stack.mongo.url(warm)}
     changed = {key: SecretStr(url) for key, url in urls.items()} | {"lake_bucket": lake, "backup_bucket": backup}
     return stack.settings().model_copy(update=changed)
 
@@ -79,6 +88,9 @@ def _drop_fresh(stack: Stack, databases: list[str], name: str) -> None:
     with stack.postgres.connect("postgres") as connection, connection.cursor() as cursor:
         for database in databases:
             cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
+    with MongoClient[dict[str, object]](stack.mongo.url("admin")) as client:
+        for database in databases:
+            client.drop_database(database)
     for kind in ("lake", "backup"):
         # SeaweedFS drops a bucket with everything in it.
         stack.s3.client().delete_bucket(Bucket=f"{name.replace('_', '-')}-{kind}")
