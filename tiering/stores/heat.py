@@ -87,7 +87,8 @@ class HeatCounters:
         self._timeout, self._rest = timeout_seconds, rest_seconds
         self._epoch = half_life * EPOCH_HALF_LIVES
         self._client: Any = None
-        self._lock = threading.Lock()
+        # Apart: whoever touches must not wait for another thread that connects.
+        self._connecting, self._starting = threading.Lock(), threading.Lock()
         self._queue: queue.Queue[Touch] = queue.Queue(QUEUE_MAX)
         self._writer: threading.Thread | None = None
         self._rests_until = 0.0
@@ -127,7 +128,7 @@ class HeatCounters:
             return
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(Touch(dataset, now, tuple(units), tuple(symbols)))
-        with self._lock:
+        with self._starting:
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name="heat", daemon=True)
                 self._writer.start()
@@ -190,7 +191,7 @@ class HeatCounters:
     # -- the server ----------------------------------------------------------------------------------------
 
     def _connected(self) -> Any:
-        with self._lock:
+        with self._connecting:
             if self._client is None:
                 self._client = self._connect()
             return self._client
@@ -232,10 +233,11 @@ class HeatCounters:
         """Give what was touched a moment to be counted, and close the connections."""
         if self._writer is not None:
             self.flush()
-        with self._lock:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+        if self._connecting.acquire(timeout=LEAVE_SECONDS):  # else Redis does not answer: there is nothing to close
+            client, self._client = self._client, None
+            self._connecting.release()
+            if client is not None:
+                client.close()
 
 
 def _seconds(instant: datetime) -> float:
