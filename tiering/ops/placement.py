@@ -14,7 +14,7 @@ from datetime import datetime
 from tiering import errors
 from tiering.model import Dataset, Heat
 from tiering.ops import lifecycle
-from tiering.plan.placement import Decision, Outcome, Pins, collect, describe, plan_placement
+from tiering.plan.placement import Decision, Outcome, describe, plan_placement
 from tiering.stores import pins
 from tiering.stores.heat import HeatCounters
 from tiering.stores.ledger import audit
@@ -89,13 +89,6 @@ def apply(stores: Stores, outcome: Outcome, actor: str) -> Applied:
                 }
                 audit(connection, actor, decision.verb, outcome.dataset, pin.begin, details)
     return Applied(outcome, tuple(written), tuple(left))
-
-
-def pins_in_force(stores: Stores, dataset: Dataset, now: datetime) -> Pins:
-    """Return the pins that `plan_moves` takes: those in force at `now`, inside the policy's bounds."""
-    if not stores.policies.placement.shift_max:
-        return collect((), stores.policies.placement, now)
-    return collect(pins.list_pins(stores.warm, dataset.name), stores.policies.placement, now)
 
 
 def explain_terms(

@@ -83,7 +83,8 @@ class HeatCounters:
         timeout_seconds: float = TIMEOUT_SECONDS,
         rest_seconds: float = REST_SECONDS,
     ) -> None:
-        self._url, self._half_life = url, half_life
+        self.url = url
+        self._half_life = half_life
         self._timeout, self._rest = timeout_seconds, rest_seconds
         self._epoch = half_life * EPOCH_HALF_LIVES
         self._client: Any = None
@@ -94,7 +95,7 @@ class HeatCounters:
         self._rests_until = 0.0
 
     def __repr__(self) -> str:
-        return f"HeatCounters({'Redis' if self._url else 'none'})"
+        return f"HeatCounters({'Redis' if self.url else 'none'})"
 
     # -- counting ------------------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class HeatCounters:
 
         What comes faster than Redis takes it, or while Redis rests after a failure, is not counted.
         """
-        if self._url is None or time.monotonic() < self._rests_until:
+        if self.url is None or time.monotonic() < self._rests_until:
             return
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(Touch(dataset, now, tuple(units), tuple(symbols)))
@@ -201,9 +202,9 @@ class HeatCounters:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        if self._url is None:
+        if self.url is None:
             raise errors.StoreUnavailable("connect", "Redis", "TIERING_REDIS_URL is not set")
-        url = self._url.get_secret_value()
+        url = self.url.get_secret_value()
         timeouts = {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
         try:
             single = Redis.from_url(url, retry=Retry(NoBackoff(), 1), **timeouts)
