@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import ModuleType
 from typing import TypeVar
 
-from psycopg2.extensions import connection as Connection
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from tiering import errors
@@ -26,11 +26,14 @@ from tiering.ops.checkpoints import CheckpointReport, prepare, run_checkpoint
 from tiering.ops.install import late_units
 from tiering.ops.work import Work
 from tiering.plan.lifecycle import plan_moves
+from tiering.plan.placement import Pins, collect
 from tiering.stores import tables
 from tiering.stores.ledger import audit
 from tiering.stores.opening import Stores
+from tiering.stores.pins import list_pins
 from tiering.stores.postgres import identifier
-from tiering.stores.records import OPEN_STATES, MoveRecord
+from tiering.stores.records import OPEN_STATES, MoveRecord, UnitRecord
+from tiering.stores.survey import filled, homes, lease_owners, newest_in, read_copies
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,6 +50,8 @@ CHECKED = (Transition.HOT_TO_WARM, Transition.MERGE, Transition.WARM_TO_COLD)
 """Transitions whose rows are judged for quality at SEALED; the others do not bring rows to a new place."""
 
 LOCK_ATTEMPTS = 8
+LOOKS_MAX = 1000
+"""Hot partitions looked into in one transaction: it holds their locks to its end, and the server has some thousand."""
 
 
 def dataset_named(stores: Stores, name: str) -> Dataset:
@@ -65,25 +70,20 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
     """
     hot, waiting, newest = _survey_hot(stores, dataset)
     late = {unit.begin: count for unit, count in waiting}
-    records = stores.ledger.units(dataset.name)
-    moves = {move.unit.begin: move for move in stores.ledger.moves(dataset.name, OPEN_STATES)}
+    open_moves = {move.unit.begin: move for move in stores.ledger.moves(dataset.name, OPEN_STATES)}
     holds = {hold.begin: hold.reason for hold in stores.ledger.holds(dataset.name)}
+    with stores.warm.transaction("survey", dataset.name, read_only=True) as connection:
+        records = homes(connection, dataset.name)
+        leases = lease_owners(connection, dataset.name) if open_moves else {}
+        copies = read_copies(connection, dataset.name)
     # Rows may come before their unit's partition does: they lie in the late partition, and are hot all the same.
     location = tables.late_partition(dataset.name)
     found = {unit.begin: Residence(unit, Tier.HOT, location, row_count=count) for unit, count in waiting}
-    found |= {r.unit.begin: r for r in hot}
-    for record in records:
-        found[record.unit.begin] = Residence(
-            unit=record.unit,
-            tier=record.tier,
-            location=record.location,
-            is_compressed=record.is_compressed,
-            row_count=record.row_count,
-            size_bytes=record.size_bytes,
-        )
+    found |= {r.unit.begin: r for r in hot} | {record.unit.begin: _at_home(record) for record in records}
+    taken = sorted((r.unit.begin, r.unit.end, r.unit.name) for r in found.values() if r.location != location)
     residences = []
     for begin, residence in sorted(found.items()):
-        move = moves.get(begin)
+        move = open_moves.get(begin)
         residences.append(
             replace(
                 residence,
@@ -92,11 +92,32 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
                 move_transition=move.transition if move else None,
                 quarantine=move.problem if move and move.state is State.QUARANTINED else "",
                 hold=holds.get(begin) or holds.get(None) or "",
+                lease_owner=leases.get(move.move_id, "") if move else "",
+                rehydrated_until=copies.get(begin),
+                overlaps=_cut(residence.unit, taken) if residence.location == location else "",
             )
         )
     if newest is None and records:
         newest = max(record.unit.end for record in records)
-    return [_with_open_merge(r, moves.get(r.unit.begin)) for r in residences], newest
+    return [_with_open_merge(r, open_moves.get(r.unit.begin)) for r in residences], newest
+
+
+def _at_home(record: UnitRecord) -> Residence:
+    return Residence(
+        unit=record.unit,
+        tier=record.tier,
+        location=record.location,
+        is_compressed=record.is_compressed,
+        row_count=record.row_count,
+        size_bytes=record.size_bytes,
+        storage_class=record.storage_class,
+    )
+
+
+def _cut(unit: Unit, taken: Sequence[tuple[datetime, datetime, str]]) -> str:
+    """Name the first of the taken ranges, in order and disjoint, that a unit overlaps; empty if none."""
+    at = bisect_right(taken, unit.begin, key=lambda item: item[1])
+    return taken[at][2] if at < len(taken) and taken[at][0] < unit.end else ""
 
 
 def _survey_hot(stores: Stores, dataset: Dataset) -> tuple[list[Residence], list[tuple[Unit, int]], datetime | None]:
@@ -108,11 +129,32 @@ def _survey_hot(stores: Stores, dataset: Dataset) -> tuple[list[Residence], list
     for attempt in Retrying(
         retry=retry_if_exception_type(errors.NotFound), stop=stop_after_attempt(LOCK_ATTEMPTS), reraise=True
     ):
-        with attempt, stores.hot.transaction("survey", dataset.name, read_only=True) as connection:
-            hot = _hot_units(connection, dataset)
-            waiting = late_units(connection, dataset)
-            newest = tables.newest_row(connection, dataset)
+        with attempt:
+            with stores.hot.transaction("survey", dataset.name, read_only=True) as connection:
+                parents = (tables.hot_parent(dataset.name), tables.sealed_parent(dataset.name))
+                parts = [part for parent in parents for part in tables.partitions(connection, parent)]
+                waiting = late_units(connection, dataset)
+                newest = newest_in(connection, tables.late_partition(dataset.name), dataset.time_column)
+            hot = _hot_units(stores, dataset, parts)
+            if hot:
+                with stores.hot.transaction("survey", dataset.name, read_only=True) as connection:
+                    last = newest_in(connection, hot[-1].location, dataset.time_column)
+                newest = max((at for at in (newest, last) if at), default=None)
     return hot, waiting, newest
+
+
+def _hot_units(stores: Stores, dataset: Dataset, parts: Sequence[tables.Partition]) -> list[Residence]:
+    """List the hot partitions that hold rows, oldest first; an empty one is no unit yet."""
+    names, kept = [part.name for part in parts if part.begin], set[str]()
+    for start in range(0, len(names), LOOKS_MAX):
+        with stores.hot.transaction("survey", dataset.name, read_only=True) as connection:
+            kept |= filled(connection, names[start : start + LOOKS_MAX])
+    found = [
+        Residence(Unit(dataset.name, p.begin, p.end), Tier.HOT, p.name, False, p.row_estimate, p.size_bytes)
+        for p in parts
+        if p.begin and p.end and p.name in kept
+    ]
+    return sorted(found, key=lambda home: home.unit.begin)
 
 
 def _with_open_merge(residence: Residence, move: MoveRecord | None) -> Residence:
@@ -122,24 +164,17 @@ def _with_open_merge(residence: Residence, move: MoveRecord | None) -> Residence
     return residence
 
 
-def _hot_units(connection: Connection, dataset: Dataset) -> list[Residence]:
-    """List attached and sealed hot partitions that hold rows; an empty one is no unit yet."""
-    found = []
-    for parent in (tables.hot_parent(dataset.name), tables.sealed_parent(dataset.name)):
-        for part in tables.partitions(connection, parent):
-            if part.begin is None or part.end is None or not tables.has_rows(connection, part.name):
-                continue
-            unit = Unit(dataset.name, part.begin, part.end)
-            found.append(Residence(unit, Tier.HOT, part.name, row_count=part.row_estimate, size_bytes=part.size_bytes))
-    return found
-
-
 def plan_dataset(
     stores: Stores, dataset: Dataset, now: datetime, transitions: Collection[Transition] | None = None
 ) -> Plan:
     """Plan a dataset's moves at `now`; only the given transitions if any are given. Writes nothing."""
     residences, newest = survey(stores, dataset)
-    return plan_moves(dataset, residences, newest, now, transitions or tuple(Transition))
+    return plan_moves(dataset, residences, newest, now, transitions or tuple(Transition), pins_of(stores, dataset, now))
+
+
+def pins_of(stores: Stores, dataset: Dataset, now: datetime) -> Pins:
+    """Read what placement decided about a dataset and is in force at `now`."""
+    return collect(list_pins(stores.warm, dataset.name), stores.policies.placement, now)
 
 
 def begin_moves(stores: Stores, plan: Plan) -> list[int]:
