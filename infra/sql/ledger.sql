@@ -136,6 +136,20 @@ CREATE TABLE IF NOT EXISTS tiering.object (
 );
 CREATE INDEX IF NOT EXISTS object_unit ON tiering.object (dataset, begin_at);
 
+-- Field ids of the lake, given once for life. `source` is the identity of the hot table whose attnums these are.
+CREATE TABLE IF NOT EXISTS tiering.lake_column (
+    dataset    text        NOT NULL,
+    field_id   integer     NOT NULL CHECK (field_id BETWEEN 1 AND 999),
+    name       text        NOT NULL,
+    pg_type    text        NOT NULL,
+    attnum     integer     NOT NULL,
+    source     text        NOT NULL,
+    is_live    boolean     NOT NULL DEFAULT true,     -- false: dropped in the hot table, its values are still stored
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (dataset, field_id),
+    UNIQUE (dataset, name) DEFERRABLE INITIALLY DEFERRED
+);
+
 CREATE TABLE IF NOT EXISTS tiering.audit (
     audit_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at       timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -148,7 +162,92 @@ CREATE TABLE IF NOT EXISTS tiering.audit (
 
 CREATE OR REPLACE FUNCTION tiering.refuse_audit_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'tiering.audit is append-only' USING ERRCODE = 'insufficient_privilege';
+    RAISE EXCEPTION '%.% is append-only', TG_TABLE_SCHEMA, TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
 END $$;
 CREATE OR REPLACE TRIGGER audit_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tiering.audit
     FOR EACH STATEMENT EXECUTE FUNCTION tiering.refuse_audit_change();
+
+-- The chain: each link's hash covers the link before and a row of the audit trail, so that a row changed, taken out
+-- or put in shows in every link that follows. stores/audit.py reads it, plan/audit.py computes it again.
+CREATE OR REPLACE FUNCTION tiering.audit_content(audit tiering.audit) RETURNS text LANGUAGE sql STABLE AS $$
+    -- Instants as bytes: their text depends on who asks. jsonb has one text for one value.
+    SELECT jsonb_build_object('audit_id', audit.audit_id, 'at', encode(timestamptz_send(audit.at), 'hex'),
+        'actor', audit.actor, 'action', audit.action, 'dataset', audit.dataset,
+        'begin_at', encode(timestamptz_send(audit.begin_at), 'hex'), 'details', audit.details)::text
+$$;
+
+CREATE OR REPLACE FUNCTION tiering.link_audit() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    last record;
+BEGIN
+    -- Runs as a commit's last act (deferred), and nothing is waited for behind this lock: it cannot be half of a
+    -- deadlock, and moves that commit at once wait for each other only here, for as long as one commit takes.
+    PERFORM pg_advisory_xact_lock(hashtextextended('tiering.audit_chain', 0));
+    SELECT position, hash INTO last FROM tiering.audit_chain ORDER BY position DESC LIMIT 1;
+    INSERT INTO tiering.audit_chain (position, audit_id, hash)
+    VALUES (coalesce(last.position, 0) + 1, NEW.audit_id,
+            sha256(coalesce(last.hash, ''::bytea) || convert_to(tiering.audit_content(NEW), 'UTF8')));
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION tiering.refuse_audit_link() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF pg_trigger_depth() < 2 THEN
+        RAISE EXCEPTION 'tiering.audit_chain is written by its trigger' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Once, with the rows that were there before there was a chain. Concurrent writers wait for the trigger's lock.
+DO $$
+DECLARE
+    old tiering.audit;
+    place bigint := 0;
+    last bytea := '';
+BEGIN
+    IF to_regclass('tiering.audit_chain') IS NOT NULL THEN
+        RETURN;
+    END IF;
+    CREATE TABLE tiering.audit_chain (
+        position bigint PRIMARY KEY,
+        audit_id bigint NOT NULL UNIQUE,
+        hash     bytea  NOT NULL
+    );
+    LOCK TABLE tiering.audit IN SHARE ROW EXCLUSIVE MODE;
+    FOR old IN SELECT * FROM tiering.audit ORDER BY audit_id LOOP
+        place := place + 1;
+        last := sha256(last || convert_to(tiering.audit_content(old), 'UTF8'));
+        INSERT INTO tiering.audit_chain VALUES (place, old.audit_id, last);
+    END LOOP;
+    CREATE CONSTRAINT TRIGGER audit_is_linked AFTER INSERT ON tiering.audit
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION tiering.link_audit();
+    CREATE TRIGGER audit_chain_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tiering.audit_chain
+        FOR EACH STATEMENT EXECUTE FUNCTION tiering.refuse_audit_change();
+    CREATE TRIGGER audit_chain_is_written_by_trigger BEFORE INSERT ON tiering.audit_chain
+        FOR EACH STATEMENT EXECUTE FUNCTION tiering.refuse_audit_link();
+END $$;
+
+-- Erasures of persons: who asked, why, how far. The person is known by a keyed hash alone (ops/erase.py).
+CREATE TABLE IF NOT EXISTS tiering.erasure (
+    erasure_id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    salt         bytea       NOT NULL,
+    subject_hash text        NOT NULL,
+    reason       text        NOT NULL CHECK (reason <> ''),
+    asked_by     text        NOT NULL,
+    state        text        NOT NULL DEFAULT 'OPEN' CHECK (state IN ('OPEN', 'DONE')),
+    certificate  jsonb,
+    opened_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    closed_at    timestamptz
+);
+CREATE TABLE IF NOT EXISTS tiering.erasure_place (
+    erasure_id bigint      NOT NULL REFERENCES tiering.erasure,
+    place      text        NOT NULL,               -- schema.table, s3://bucket/key, collection or kind of key
+    store      text        NOT NULL,
+    dataset    text        NOT NULL DEFAULT '',
+    begin_at   timestamptz,
+    row_count  bigint      NOT NULL DEFAULT 0,     -- of the person, when found
+    state      text        NOT NULL DEFAULT 'FOUND' CHECK (state IN ('FOUND', 'ERASED', 'KEPT')),
+    details    jsonb       NOT NULL DEFAULT '{}',  -- hashes before and after; why kept, until when
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (erasure_id, place)
+);

@@ -1,4 +1,4 @@
-"""Check the stores against each other: ledger ↔ PostgreSQL ↔ Iceberg ↔ bucket. Changes nothing.
+"""Check the stores against each other: ledger ↔ PostgreSQL ↔ Iceberg ↔ bucket, and the audit chain. Changes nothing.
 
 What it finds is looked for a second time, so that a move in flight is not taken for damage.
 """
@@ -14,6 +14,7 @@ from psycopg2 import sql
 
 from tiering import errors
 from tiering.model import Dataset, Tier
+from tiering.ops.audit import check_chain
 from tiering.ops.export import fetched
 from tiering.ops.sweep import STAGE_KINDS
 from tiering.ops.work import compared_columns
@@ -84,6 +85,7 @@ def fsck(stores: Stores, now: datetime, *, deep: bool = False, progress: Progres
             contents, read = _deep(stores, dataset, damaged, progress)
             found, rows = found + contents, rows + read
     found += _left_in_stage(stores)
+    found += check_chain(stores)
     return Checked(tuple(found), units, objects, rows)
 
 

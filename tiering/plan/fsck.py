@@ -30,6 +30,7 @@ class Code(StrEnum):
     MISSING_TRASH = "missing_trash"
     ORPHAN_OBJECT = "orphan_object"
     LEFT_IN_STAGE = "left_in_stage"
+    BROKEN_CHAIN = "broken_chain"
 
 
 NOTES = frozenset({Code.ORPHAN_OBJECT, Code.LEFT_IN_STAGE})
@@ -53,6 +54,7 @@ REMEDIES: dict[Code, str] = {
     Code.MISSING_TRASH: "Nothing is lost, but the undo is: somebody dropped the superseded copy before its time.",
     Code.ORPHAN_OBJECT: "None needed: the sweep takes it after the grace period.",
     Code.LEFT_IN_STAGE: "None needed: the sweep takes it.",
+    Code.BROKEN_CHAIN: "Somebody changed the audit trail behind its triggers: compare it with a backup from before.",
 }
 
 

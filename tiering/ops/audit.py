@@ -1,0 +1,52 @@
+"""The audit trail's chain: note its head outside of the database, and check it against what was noted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+
+from tiering import errors
+from tiering.plan import audit as chain
+from tiering.plan.fsck import Code, Finding
+from tiering.stores import audit
+from tiering.stores.opening import Stores
+
+FINDINGS_MAX = 10
+"""Breaks named at most: behind the first one every other may follow from it."""
+
+
+def note_head(stores: Stores, now: datetime) -> chain.Anchor | None:
+    """Note the chain's head as a small object of the lake bucket, once per head; None while there is no chain.
+
+    Best effort: where the bucket does not answer, the next run does it, and nothing else waits for it.
+    """
+    found = audit.head(stores.warm)
+    if found is None:
+        return None
+    anchor = chain.Anchor(*found)
+    document = {"position": anchor.position, "sha256": anchor.digest, "noted_at": now.isoformat()}
+    data = json.dumps(document).encode()
+    with suppress(errors.AlreadyExists, errors.TransientError):
+        stores.objects.put_new(anchor.key, io.BytesIO(data), len(data), hashlib.sha256(data).hexdigest())
+    return anchor
+
+
+def check_chain(stores: Stores) -> list[Finding]:
+    """Compute the whole chain again and compare it with every head that was noted; the first break comes first."""
+    anchors = [a for a in map(chain.anchor_in, _noted(stores)) if a is not None]
+    links = (chain.Link(*link) for link in audit.links(stores.warm))
+    found: list[Finding] = []
+    for broken in chain.breaks(links, anchors):
+        found.append(Finding(Code.BROKEN_CHAIN, broken.subject, broken.text))
+        if len(found) == FINDINGS_MAX:
+            break
+    return found
+
+
+def _noted(stores: Stores) -> Iterator[str]:
+    for stat in stores.objects.list(chain.ANCHOR_PREFIX):
+        yield stat.key
