@@ -64,13 +64,13 @@ class RawBatch:
     def take(self, indices: Sequence[int] | Array) -> RawBatch:
         """Copy the chosen documents, in the order given."""
         chosen = np.asarray(indices, np.int64)
-        if chosen.size and not (0 <= chosen.min() and chosen.max() < len(self)):
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
             raise IndexError(f"no such document among {len(self)}")
         ends = np.zeros(chosen.size + 1, np.int64)
         np.cumsum(self.offsets[chosen + 1] - self.offsets[chosen], out=ends[1:])
         out = np.empty(int(ends[-1]), np.uint8)
         kernel.gather_documents(self.bytes_view, self.offsets, chosen, out, ends)
-        return RawBatch(memoryview(out), ends)
+        return RawBatch(out.data, ends)
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> RawBatch:
@@ -126,9 +126,7 @@ def locate(batch: RawBatch, paths: Sequence[str]) -> Cells:
     shape = (len(paths), len(batch))
     cells = Cells(np.empty(shape, np.uint8), np.empty(shape, np.int64), np.empty(shape, np.int64))
     if len(batch):
-        bad = int(
-            kernel.locate(batch.bytes_view, batch.offsets, tree, names, cells.kinds, cells.starts, cells.lengths)
-        )
+        bad = int(kernel.locate(batch.bytes_view, batch.offsets, tree, names, cells.kinds, cells.starts, cells.lengths))
         if bad >= 0:
             raise CorruptCopy("read documents", f"document {bad} of {len(batch)}", "its bytes are not BSON")
     for path in range(1, len(paths)):
@@ -182,9 +180,7 @@ def digests(batch: RawBatch) -> Array:
     Why so many: a document is removed because its digest is that of the copy.
     """
     view, ends = memoryview(batch.data), batch.offsets.tolist()
-    found = [
-        hashlib.blake2b(view[a:b], digest_size=DIGEST_BYTES).digest() for a, b in pairwise(ends)
-    ]
+    found = [hashlib.blake2b(view[a:b], digest_size=DIGEST_BYTES).digest() for a, b in pairwise(ends)]
     return np.frombuffer(b"".join(found), np.uint8).reshape(len(batch), DIGEST_BYTES)
 
 

@@ -384,7 +384,7 @@ def write_text(data, kinds, starts, ends, out):
 
 @compiled
 def mark_quoted(data, kinds, starts, lengths, states):
-    """Unmark the `_id`s whose own text could be taken for another's: 24 hex digits, or begun by `{` or `\"`."""
+    """Unmark the `_id`s whose own text could be taken for another's: 24 hex digits, or a brace or quote first."""
     base = np.int64(data.ctypes.data)
     for row in range(kinds.size):
         at, length = base + starts[row] + 4, lengths[row] - 5
