@@ -15,13 +15,25 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from tiering import errors
 from tiering.model import Dataset, Form, Plan, Receipt, Residence, State, Tier, Transition, Unit
-from tiering.ops import expire, export, handover, merge, pack
+from tiering.ops import (
+    document_checks,
+    document_expire,
+    document_export,
+    document_handover,
+    document_merge,
+    documents,
+    expire,
+    export,
+    handover,
+    merge,
+    pack,
+)
 from tiering.ops.checkpoints import CheckpointReport, prepare, run_checkpoint
 from tiering.ops.install import late_units
 from tiering.ops.work import Work
@@ -44,6 +56,10 @@ STEPS: dict[tuple[Form, Transition], ModuleType] = {
     (Form.TABLE, Transition.COMPRESS): pack,
     (Form.TABLE, Transition.WARM_TO_COLD): export,
     (Form.TABLE, Transition.EXPIRE): expire,
+    (Form.DOCUMENTS, Transition.HOT_TO_WARM): document_handover,
+    (Form.DOCUMENTS, Transition.MERGE): document_merge,
+    (Form.DOCUMENTS, Transition.WARM_TO_COLD): document_export,
+    (Form.DOCUMENTS, Transition.EXPIRE): document_expire,
 }
 ORDER = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED, State.COMMITTED)
 CHECKED = (Transition.HOT_TO_WARM, Transition.MERGE, Transition.WARM_TO_COLD)
@@ -68,7 +84,8 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
 
     Hot first, ledger second: a unit handed over in between is found at its new place, and never missed.
     """
-    hot, waiting, newest = _survey_hot(stores, dataset)
+    survey_hot = documents.survey_hot if dataset.form is Form.DOCUMENTS else _survey_hot
+    hot, waiting, newest = survey_hot(stores, dataset)
     late = {unit.begin: count for unit, count in waiting}
     open_moves = {move.unit.begin: move for move in stores.ledger.moves(dataset.name, OPEN_STATES)}
     holds = {hold.begin: hold.reason for hold in stores.ledger.holds(dataset.name)}
@@ -80,23 +97,22 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
     location = tables.late_partition(dataset.name)
     found = {unit.begin: Residence(unit, Tier.HOT, location, row_count=count) for unit, count in waiting}
     found |= {r.unit.begin: r for r in hot} | {record.unit.begin: _at_home(record) for record in records}
-    taken = sorted((r.unit.begin, r.unit.end, r.unit.name) for r in found.values() if r.location != location)
+    is_homeless = any(home.location == location for home in found.values())
+    taken = sorted(home.unit for home in found.values() if home.location != location) if is_homeless else []
     residences = []
-    for begin, residence in sorted(found.items()):
+    for begin, home in sorted(found.items()):
         move = open_moves.get(begin)
-        residences.append(
-            replace(
-                residence,
-                late_count=0 if residence.tier is Tier.HOT else late.get(begin, 0),
-                move_state=move.state if move else None,
-                move_transition=move.transition if move else None,
-                quarantine=move.problem if move and move.state is State.QUARANTINED else "",
-                hold=holds.get(begin) or holds.get(None) or "",
-                lease_owner=leases.get(move.move_id, "") if move else "",
-                rehydrated_until=copies.get(begin),
-                overlaps=_cut(residence.unit, taken) if residence.location == location else "",
-            )
-        )
+        told: dict[str, Any] = {
+            "late_count": 0 if home.tier is Tier.HOT else late.get(begin, 0),
+            "move_state": move.state if move else None,
+            "move_transition": move.transition if move else None,
+            "quarantine": move.problem if move and move.state is State.QUARANTINED else "",
+            "hold": holds.get(begin) or holds.get(None) or "",
+            "lease_owner": leases.get(move.move_id, "") if move else "",
+            "rehydrated_until": copies.get(begin),
+            "overlaps": _cut(home.unit, taken) if home.location == location else "",
+        }
+        residences.append(replace(home, **told) if any(told.values()) else home)
     if newest is None and records:
         newest = max(record.unit.end for record in records)
     return [_with_open_merge(r, open_moves.get(r.unit.begin)) for r in residences], newest
@@ -114,10 +130,10 @@ def _at_home(record: UnitRecord) -> Residence:
     )
 
 
-def _cut(unit: Unit, taken: Sequence[tuple[datetime, datetime, str]]) -> str:
-    """Name the first of the taken ranges, in order and disjoint, that a unit overlaps; empty if none."""
-    at = bisect_right(taken, unit.begin, key=lambda item: item[1])
-    return taken[at][2] if at < len(taken) and taken[at][0] < unit.end else ""
+def _cut(unit: Unit, taken: Sequence[Unit]) -> str:
+    """Name the first of the taken units, in order and disjoint, that a unit overlaps; empty if none."""
+    at = bisect_right(taken, unit.begin, key=lambda other: other.end)
+    return taken[at].name if at < len(taken) and taken[at].begin < unit.end else ""
 
 
 def _survey_hot(stores: Stores, dataset: Dataset) -> tuple[list[Residence], list[tuple[Unit, int]], datetime | None]:
@@ -236,7 +252,10 @@ def _counted(report: CheckpointReport, estimate: int) -> int:
 
 
 def _run_check(work: Work) -> CheckpointReport:
-    columns, record = work.columns(), work.record
+    if work.dataset.form is Form.DOCUMENTS:
+        return document_checks.run(work, _row_count_before(work))
+    record = work.record
+    columns = work.stored_columns() if record.transition is Transition.WARM_TO_COLD else work.columns()
     if record.transition is Transition.WARM_TO_COLD:
         database, relation = work.stores.warm, export.warm_relation(work, columns)
         # A packed copy was proven equal to a partition of the warm table, whose key the server enforced.
@@ -286,6 +305,9 @@ def _step(stores: Stores, move_id: int, state: State, now: datetime, owner: str)
         began = time.perf_counter()
         try:
             done = _with_patience(lambda: _FUNCTIONS[state](STEPS[work.dataset.form, record.transition])(work))
+        except errors.SchemaMismatch as exc:
+            # The unit waits for its remedy; the others go on. Released, it begins again where its rows are untouched.
+            return _quarantine(work, str(exc), State.SEALED if record.has_reached(State.SEALED) else State.PLANNED)
         except errors.VerificationError as exc:
             # Released, the copy is made anew: what is wrong with this one will not pass by itself.
             _quarantine(work, str(exc), State.SEALED)
@@ -309,8 +331,9 @@ _FUNCTIONS: dict[State, Callable[[ModuleType], Callable[[Work], MoveRecord]]] = 
 
 def _settle(work: Work) -> None:
     """Take the hot copy of a committed move out of sight; where a reader is in the way, the next run does."""
+    settle = documents.settle if work.dataset.form is Form.DOCUMENTS else handover.settle
     with contextlib.suppress(errors.CommitConflict):
-        _with_patience(lambda: handover.settle(work))
+        _with_patience(lambda: settle(work))
 
 
 def _with_patience(step: Callable[[], T]) -> T:
@@ -328,12 +351,17 @@ def _with_patience(step: Callable[[], T]) -> T:
 
 
 def finish_open(stores: Stores, dataset: Dataset, now: datetime, owner: str) -> int:
-    """Settle committed moves whose hot copy is still attached (a crash between two databases); return how many."""
-    if stores.is_one_database:
-        return 0
+    """Settle committed moves whose source is not out of sight yet (a crash between two stores); return how many."""
     committed = stores.ledger.moves(dataset.name, [State.COMMITTED])
-    for record in committed:
-        _settle(Work(stores, dataset, record, now, owner))
+    if dataset.form is Form.DOCUMENTS:
+        committed = [record for record in committed if record.details.get("unsettled")]
+        for record in committed:
+            commit(stores, record.move_id, now, owner)
+    elif stores.is_one_database:
+        return 0
+    else:
+        for record in committed:
+            _settle(Work(stores, dataset, record, now, owner))
     return len(committed)
 
 
