@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local import Stack
-from tests.bench import bars, compression, export, flow, metadata, stream
+from tests.bench import bars, compression, export, flow, metadata, plan, stream
 from tests.bench.ground import Ground
 from tests.bench.rows import Group, Row
 
@@ -29,7 +29,7 @@ ROWS, QUICK_ROWS, SEED, REPEATS = 2_400_000, 120_000, 20, 3
 CHECKS_FOUND_DIFFERENCES = 3
 
 
-GROUPS = tuple(group for module in (export, stream, metadata, compression, flow) for group in module.GROUPS)
+GROUPS = tuple(group for module in (export, stream, metadata, plan, compression, flow) for group in module.GROUPS)
 
 
 def main() -> int:
