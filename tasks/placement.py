@@ -24,9 +24,11 @@ def place_dataset(dataset: str, now: datetime, owner: str, dry_run: bool) -> App
     from tiering.ops import install, lifecycle, placement
 
     with opened() as stores:
+        found = lifecycle.dataset_named(stores, dataset)
         if not dry_run:
             install.install_schemas(stores, infra.sql.read("rooms"), infra.sql.read("ledger"))
-        outcome = placement.place(stores, stores.heat, lifecycle.dataset_named(stores, dataset), now)
+            install.install_dataset(stores, found)
+        outcome = placement.place(stores, stores.heat, found, now)
         return placement.Applied(outcome) if dry_run else placement.apply(stores, outcome, owner)
 
 

@@ -71,24 +71,26 @@ def apply(stores: Stores, outcome: Outcome, actor: str) -> Applied:
     left: list[Decision] = []
     with stores.warm.transaction("record pins of", outcome.dataset) as connection:
         for decision in outcome.changes:
-            pin = decision.pin
-            assert pin is not None
-            if not pins.put_pin(connection, pin, decision.last):
-                left.append(decision)
-                continue
-            written.append(decision)
+            assert decision.pin is not None
+            (written if pins.put_pin(connection, decision.pin, decision.last) else left).append(decision)
+        # Last, because the audit trail has one end, and everybody else who writes to it waits until we commit.
+        for decision in written:
             if decision.verb != "renew":
-                before = decision.last.shift_seconds if decision.last else 0
-                details = {
-                    "transition": pin.transition,
-                    "shift": describe(pin.shift_seconds),
-                    "shift_seconds": pin.shift_seconds,
-                    "shift_seconds_before": before,
-                    "score": str(decision.score),
-                    "until": pin.until,
-                }
-                audit(connection, actor, decision.verb, outcome.dataset, pin.begin, details)
+                audit(connection, actor, decision.verb, outcome.dataset, decision.score.begin, _details(decision))
     return Applied(outcome, tuple(written), tuple(left))
+
+
+def _details(decision: Decision) -> dict[str, object]:
+    pin = decision.pin
+    assert pin is not None
+    return {
+        "transition": pin.transition,
+        "shift": describe(pin.shift_seconds),
+        "shift_seconds": pin.shift_seconds,
+        "shift_seconds_before": decision.last.shift_seconds if decision.last else 0,
+        "score": str(decision.score),
+        "until": pin.until,
+    }
 
 
 def explain_terms(
