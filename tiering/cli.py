@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from tiering import cli_output as out
 from tiering import errors
 from tiering.cli_moves import hold_app, policies_app, release, run, sweep
 from tiering.cli_placement import placement
+from tiering.cli_plan import explain, plan
 
 # The stores cost a second or two to import, which `--help` and a mistyped option need not wait for:
 # hence the imports inside the functions, here and in cli_moves.
@@ -110,106 +111,6 @@ def install(as_json: Json = False, at: At = None) -> None:
             adopted = ops.prepare_units(stores, dataset, now)
             rows.append({"dataset": dataset.name, "columns": len(columns), "units_adopted": len(adopted)})
     out.emit({"installed": rows}, as_json, out.table_of("installed", list(rows[0]), [r.values() for r in rows]))  # type: ignore[misc]
-
-
-@app.command()
-def plan(
-    dataset: DatasetOption = None,
-    data_class: Annotated[str | None, typer.Option("--class", help="Only datasets of this data class.")] = None,
-    at: At = None,
-    as_json: Json = False,
-) -> None:
-    """Show the moves that are due, and count the units that stay by reason. Writes nothing.
-
-    Examples: `tiering plan` · `tiering plan --dataset market_bars --at 2027-01-01T00:00Z --json`
-    """
-    from tiering.ops import lifecycle
-
-    now = instant(at)
-    with opened() as stores:
-        plans = [lifecycle.plan_dataset(stores, d, now) for d in chosen(stores, dataset, data_class)]
-    moves = [
-        (str(m.unit), m.transition, m.row_count, out.bytes_shown(m.size_bytes), m.due_at)
-        for p in plans
-        for m in p.moves
-    ]
-    reasons: dict[tuple[str, str, str], int] = {}
-    for one in plans:
-        for stay in one.stays:
-            key = (one.dataset, str(stay.tier), stay.reasons[0].code)
-            reasons[key] = reasons.get(key, 0) + 1
-    out.emit(
-        {"now": now, "plans": plans},
-        as_json,
-        out.table_of(f"due at {now:%Y-%m-%d %H:%M}Z", ["unit", "transition", "rows", "size", "due since"], moves),
-        out.table_of("staying", ["dataset", "tier", "reason", "units"], [(*k, n) for k, n in sorted(reasons.items())]),
-    )
-
-
-@app.command()
-def explain(
-    dataset: Annotated[str, typer.Argument(help="A dataset, e.g. market_bars.")],
-    unit: Annotated[str | None, typer.Argument(help="One unit, e.g. market_bars/2024-01-05.")] = None,
-    at: At = None,
-    as_json: Json = False,
-) -> None:
-    """Say of every unit where it is, what happens to it next and when, and why not now.
-
-    Examples: `tiering explain market_bars` · `tiering explain market_bars market_bars/2024-01-05 --json`
-    """
-    from tiering.cli_moves import unit_named
-    from tiering.ops import lifecycle
-    from tiering.plan.lifecycle import plan_moves
-
-    now = instant(at)
-    with opened() as stores:
-        (found,) = chosen(stores, dataset)
-        wanted = unit_named(stores, unit) if unit else None
-        residences, newest = lifecycle.survey(stores, found)
-        planned = plan_moves(found, residences, newest, now)
-    moves = {move.unit.begin: move for move in planned.moves}
-    stays = {stay.unit.begin: stay for stay in planned.stays}
-    rows: list[dict[str, Any]] = []
-    for home in residences:
-        if wanted is None or home.unit.begin == wanted.begin:
-            move, stay = moves.get(home.unit.begin), stays.get(home.unit.begin)
-            rows.append(
-                {
-                    "unit": str(home.unit),
-                    "tier": home.tier,
-                    "compressed": home.is_compressed,
-                    "state": home.move_state or "at rest",
-                    "rows": home.row_count,
-                    "size_bytes": home.size_bytes,
-                    "late_rows": home.late_count,
-                    "location": home.location,
-                    "next": move.transition if move else None,
-                    "due_at": move.due_at if move else None,
-                    "reasons": stay.reasons if stay else (),
-                }
-            )
-    if wanted and not rows:
-        raise errors.NotFound("read unit name", str(unit), "no such unit has rows", f"`tiering explain {dataset}`.")
-    out.emit(
-        {"now": now, "dataset": found.name, "reference": planned.reference, "units": rows},
-        as_json,
-        out.table_of(
-            f"{found.name}, ages counted from {out.shown(planned.reference) or 'nothing: it has no rows'}",
-            ["unit", "tier", "state", "rows", "late", "size", "next, or why it stays"],
-            [
-                (
-                    row["unit"],
-                    f"{row['tier']}{' compressed' if row['compressed'] else ''}",
-                    row["state"],
-                    row["rows"],
-                    row["late_rows"],
-                    out.bytes_shown(row["size_bytes"]),
-                    f"{row['next']} now" if row["next"] else "; ".join(f"{r.code}: {r.text}" for r in row["reasons"]),
-                )
-                for row in rows
-            ],
-        ),
-    )
 
 
 @app.command()
@@ -337,6 +238,8 @@ def fsck(
         raise typer.Exit(out.DIFFERENCES)
 
 
+app.command()(plan)
+app.command()(explain)
 app.command()(run)
 app.command()(release)
 app.command()(sweep)

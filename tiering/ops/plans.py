@@ -13,18 +13,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from tiering import errors
-from tiering.model import Dataset, Move, Plan, Receipt, Residence, State, Stay, Transition, Unit
+from tiering.model import Dataset, Form, Move, Plan, Reason, Receipt, Residence, State, Stay, Transition, Unit
 from tiering.ops import lifecycle
 from tiering.plan.estimates import Estimate, Estimator, Sample, Totals, learn
 from tiering.plan.lifecycle import plan_moves
 from tiering.plan.placement import Pins
-from tiering.stores import survey
+from tiering.stores import survey, tables
 from tiering.stores.opening import Stores
 
 FORMAT = 1
@@ -48,6 +48,16 @@ class Surveyed:
     newest: datetime | None
     pins: Pins
     plan: Plan
+
+    @property
+    def moves(self) -> dict[datetime, Move]:
+        """The plan's moves by the unit's begin."""
+        return {move.unit.begin: move for move in self.plan.moves}
+
+    @property
+    def stays(self) -> dict[datetime, Stay]:
+        """The units that stay, by their begin."""
+        return {stay.unit.begin: stay for stay in self.plan.stays}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,7 @@ class Applied:
 
     done_before: int
     receipts: tuple[Receipt, ...] = ()
-    problems: Mapping[str, str] | None = None
+    problems: Mapping[str, str] = field(default_factory=dict)
 
 
 def make(
@@ -123,6 +133,18 @@ def make(
 def _estimates(estimator: Estimator, one: Surveyed) -> list[Estimate]:
     homes = {home.unit.begin: home for home in one.residences}
     return [estimator.estimate(one.dataset, homes[move.unit.begin], move) for move in one.plan.moves]
+
+
+def notes_of(stores: Stores, dataset: Dataset) -> tuple[Reason, ...]:
+    """Tell what is true of a dataset's rows that belong to no unit. Writes nothing."""
+    if dataset.form is not Form.TABLE:
+        return ()
+    with stores.hot.transaction("count", dataset.name, read_only=True) as connection:
+        count = survey.undated_rows(connection, tables.late_partition(dataset.name), dataset.time_column)
+    if not count:
+        return ()
+    text = f"{count} rows have a time outside the calendar (infinity, BC, year 9999 on); they never age and stay hot"
+    return (Reason("undated", text),)
 
 
 # --- the document -----------------------------------------------------------------------------------------------
@@ -235,7 +257,7 @@ def apply(
     open_rows = _undone(stores, rows, document["ledger_position"])
     done_before = len(rows) - len(open_rows)
     if not open_rows:
-        return Applied(done_before, (), {})
+        return Applied(done_before)
     _demand_fresh(stores, document, open_rows, now)
     receipts: list[Receipt] = []
     problems: dict[str, str] = {}
