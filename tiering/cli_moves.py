@@ -126,6 +126,10 @@ def _run_dataset(
     install.prepare_units(stores, dataset, now)
     lifecycle.finish_open(stores, dataset, now, actor())
     plan = lifecycle.plan_dataset(stores, dataset, now, [transition])
+    for stay in plan.stays:
+        for reason in stay.reasons:
+            if reason.code == "leased":
+                out.note(f"{stay.unit}: {reason.text}")
     ids = lifecycle.begin_moves(stores, plan)
     with out.progress(f"{transition} {dataset.name}", len(ids)) as advance:
         for move_id in ids:
