@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -23,6 +25,8 @@ ROWS_MAX = 500
 """Rows of an artifact's table: it is for reading; `tiering explain` and the ledger have all."""
 
 STAYS_MAX = 50
+NEED_A_LOOK = ("quarantined", "overlap", "leased", "held")
+"""Reasons that do not pass by themselves, or not by waiting alone."""
 
 
 def artifact_key(*words: str) -> str:
@@ -38,7 +42,7 @@ def show_plan(flow_name: str, plan: Plan) -> None:
             "transition": move.transition.value,
             "rows": move.row_count,
             "bytes": move.size_bytes,
-            "due at": f"{move.due_at:%Y-%m-%d %H:%M}Z" if move.due_at else "",
+            "due at": _at(move.due_at),
         }
         for move in plan.moves
     ]
@@ -49,7 +53,7 @@ def show_plan(flow_name: str, plan: Plan) -> None:
 
 
 def show_stays(flow_name: str, plan: Plan) -> None:
-    """Publish why the other units stay: those in quarantine or held first, then those that move soonest."""
+    """Publish why the other units stay: how many for which reason, then those that need a look, then the soonest."""
     if not plan.stays:
         return
     rows = [
@@ -57,11 +61,14 @@ def show_stays(flow_name: str, plan: Plan) -> None:
             "unit": str(stay.unit),
             "tier": stay.tier.value,
             "why": "; ".join(f"{reason.code}: {reason.text}" for reason in stay.reasons),
-            "until": min((f"{r.until:%Y-%m-%d %H:%M}Z" for r in stay.reasons if r.until), default=""),
+            "until": _at(_next_date(stay)),
         }
         for stay in sorted(plan.stays, key=_urgency)[:STAYS_MAX]
     ]
-    text = f"{len(plan.stays)} units stay{'' if len(plan.stays) <= STAYS_MAX else f'; {STAYS_MAX} shown'}."
+    counts = Counter(stay.reasons[0].code for stay in plan.stays)
+    listed = ", ".join(f"{count} {code}" for code, count in counts.most_common())
+    shown = "" if len(plan.stays) <= STAYS_MAX else f"; {STAYS_MAX} shown"
+    text = f"{len(plan.stays)} units stay{shown}: {listed}."
     create_table_artifact(rows, artifact_key(flow_name, plan.dataset, "stays"), text)
 
 
@@ -135,7 +142,15 @@ def _shown(count: int) -> str:
     return f" ({ROWS_MAX} shown)" if count > ROWS_MAX else ""
 
 
+def _at(instant: datetime | None) -> str:
+    return f"{instant:%Y-%m-%d %H:%M}Z" if instant else ""
+
+
+def _next_date(stay: Stay) -> datetime | None:
+    return min((reason.until for reason in stay.reasons if reason.until), default=None)
+
+
 def _urgency(stay: Stay) -> tuple[bool, float, Any]:
-    dated = [reason.until.timestamp() for reason in stay.reasons if reason.until]
-    is_calm = all(reason.code not in ("quarantined", "held") for reason in stay.reasons)
-    return is_calm, min(dated, default=float("inf")), stay.unit
+    at = _next_date(stay)
+    is_calm = all(reason.code not in NEED_A_LOOK for reason in stay.reasons)
+    return is_calm, at.timestamp() if at else float("inf"), stay.unit
