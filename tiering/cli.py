@@ -42,7 +42,6 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout;
 At = Annotated[
     str | None, typer.Option("--at", help="The instant to judge ages at, with time zone: 2026-11-22T08:00Z.  [now]")
 ]
-DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Only this dataset.")]
 
 
 def instant(text: str | None) -> datetime:
