@@ -3,15 +3,22 @@
 Nothing is destroyed because it looks unused. A copy goes when the ledger says it was superseded, the window
 is over, and no unit, open move or live Iceberg snapshot names it; a leftover goes when none of these ever
 named it and it is older than the grace period by the run's clock and by the server's.
+
+Legal holds are looked at again at the very end, behind a lock: each destruction of a superseded copy keeps one
+transaction open in which no hold can be placed. A hold is then either seen, or placed after the destruction.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+
+from psycopg2.extensions import connection as Connection
 
 from tiering.errors import TransientError
 from tiering.model import Dataset
@@ -26,6 +33,9 @@ from tiering.stores.records import OPEN_STATES, TrashRecord
 log = logging.getLogger(__name__)
 
 STAGE_KINDS = ("rows", "late", "packed")
+
+OBJECTS_AT_ONCE = 200
+"""Lake objects destroyed under one look at the holds: whoever places a hold waits so long, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +94,37 @@ def _jobs(
     return jobs
 
 
+@contextmanager
+def _unheld(stores: Stores, items: Sequence[TrashRecord]) -> Iterator[tuple[Connection, list[TrashRecord]]]:
+    """Give those of the items that no hold covers, and the ledger's transaction, in which none can be placed.
+
+    Destroy inside the body. Why SHARE: expiries and other sweeps, which only look, need not wait for each other.
+    """
+    with stores.warm.transaction("sweep", items[0].location, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+        execute(connection, "LOCK TABLE tiering.hold IN SHARE MODE")
+        held = {(hold.dataset, hold.begin) for hold in stores.ledger.holds()}
+        yield connection, [t for t in items if not held & {(t.dataset, None), (t.dataset, t.begin)}]
+
+
 def _drop_trash(stores: Stores, item: TrashRecord, actor: str, dry_run: bool) -> list[Swept]:
-    database = stores.hot if item.store == "hot" else stores.warm
     if not dry_run:
-        with database.transaction("sweep", item.location, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
-            if item.store == "hot":
-                # With two databases, a crash after the commit leaves the hot copy attached, under its own name.
-                move = stores.ledger.move(item.move_id)
-                handover.retire_hot(connection, item.dataset, move.unit, move.source, item.location)
-            tables.drop(connection, item.location)
-        _reclaim(stores, [item], actor)
+        with _unheld(stores, [item]) as (ledger, free):
+            if not free:
+                return []
+            if item.store == "warm":
+                tables.drop(ledger, item.location)
+            else:
+                _drop_hot(stores, item)
+            _reclaim(ledger, item, actor)
     return [Swept(item.store, item.location, item.size_bytes, "undo window over")]
+
+
+def _drop_hot(stores: Stores, item: TrashRecord) -> None:
+    move = stores.ledger.move(item.move_id)
+    with stores.hot.transaction("sweep", item.location, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+        # With two databases, a crash after the commit leaves the hot copy attached, under its own name.
+        handover.retire_hot(connection, item.dataset, move.unit, move.source, item.location)
+        tables.drop(connection, item.location)
 
 
 def _sweep_lake(
@@ -114,11 +144,24 @@ def _sweep_lake(
     ]
     if not dry_run:
         stores.objects.drop_unfinished(older_than=old, prefix=f"lake/{dataset.name}/")
-        stores.objects.delete([stores.key(t.location) for t in superseded] + [o.key for o in leftovers])
-        _reclaim(stores, superseded, actor)
+        stores.objects.delete([o.key for o in leftovers])
+        superseded = _delete_superseded(stores, superseded, actor)
     return [Swept("lake", t.location, t.size_bytes, "grace period over") for t in superseded] + [
         Swept("lake", stores.location(o.key), o.size, "left by a crashed run") for o in leftovers
     ]
+
+
+def _delete_superseded(stores: Stores, superseded: Iterable[TrashRecord], actor: str) -> list[TrashRecord]:
+    """Delete lake objects that no hold covers, some at a time; return those."""
+    deleted: list[TrashRecord] = []
+    waiting = iter(superseded)
+    while items := list(itertools.islice(waiting, OBJECTS_AT_ONCE)):
+        with _unheld(stores, items) as (ledger, free):
+            stores.objects.delete([stores.key(item.location) for item in free])
+            for item in free:
+                _reclaim(ledger, item, actor)
+        deleted += free
+    return deleted
 
 
 def _named(stores: Stores, dataset: Dataset) -> set[str]:
@@ -151,16 +194,13 @@ def _sweep_stage(stores: Stores, dry_run: bool) -> list[Swept]:
     return swept
 
 
-def _reclaim(stores: Stores, items: Iterable[TrashRecord], actor: str) -> None:
-    for item in items:
-        with stores.warm.transaction("reclaim", item.location) as connection:
-            execute(
-                connection,
-                "UPDATE tiering.trash SET reclaimed_at = clock_timestamp() WHERE trash_id = %s",
-                (item.trash_id,),
-            )
-            details = {"store": item.store, "location": item.location, "bytes": item.size_bytes}
-            audit(connection, actor, "reclaim", item.dataset, item.begin, details)
+def _reclaim(ledger: Connection, item: TrashRecord, actor: str) -> None:
+    """Note in the ledger's transaction that a copy is gone; of two sweeps at once, the first notes it."""
+    statement = """UPDATE tiering.trash SET reclaimed_at = clock_timestamp()
+                   WHERE trash_id = %s AND reclaimed_at IS NULL"""
+    if execute(ledger, statement, (item.trash_id,)):
+        details = {"store": item.store, "location": item.location, "bytes": item.size_bytes}
+        audit(ledger, actor, "reclaim", item.dataset, item.begin, details)
         log.info("reclaimed location=%s bytes=%d", item.location, item.size_bytes)
 
 
