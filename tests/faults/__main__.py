@@ -1,4 +1,8 @@
-"""`python -m tests.faults [--kills N] [--seed S] [--transition …]`: the whole campaign; writes build/faults.json."""
+"""`python -m tests.faults [--kills N] [--seed S] [--sample] …`: the campaign; writes build/faults.json.
+
+Ends with success when the kills were made, nothing was lost, doubled or changed, and, unless it is a sample, a mover
+has died before and after every kind of store call that any run showed.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,28 @@ import time
 from pathlib import Path
 
 from infra.local import Stack
-from tests.faults.campaign import ROUND_KILLS, WORKS, Campaign, Tally, warm_up
+from tests.faults.campaign import ROUND_KILLS, Campaign, Tally
+from tests.faults.grounds import GROUNDS, warm_up
 
 OUT = Path(__file__).parents[2] / "build" / "faults.json"
+NUMBERS = ("kills", "lost", "doubled", "changed", "broken", "outages")
 
 
 def main() -> int:
+    works = sorted({str(work) for ground in GROUNDS for work in ground.works})
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=500, help="processes to kill (default 500)")
+    parser.add_argument("--kills", type=int, default=500, help="processes to kill at least (default 500)")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier campaign, to repeat its choices")
-    parser.add_argument("--transition", default="", choices=["", *map(str, WORKS)], help="kill only in this one")
+    parser.add_argument("--sample", action="store_true", help="end with the kills, whatever was not struck by then")
+    parser.add_argument("--transition", default="", choices=["", *works], help="kill only in this one")
+    parser.add_argument("--ground", default="", choices=["", *(g.mode for g in GROUNDS)], help="only on this one")
     parser.add_argument("--round-kills", type=int, default=ROUND_KILLS, help="kills on one fresh ground")
     parser.add_argument("--out", type=Path, default=OUT, help="where the numbers go")
+    parser.add_argument("--verbose", action="store_true", help="tell of every mover")
     arguments = parser.parse_args()
     seed = secrets.randbelow(100_000) if arguments.seed is None else arguments.seed
     say(f"faults: {arguments.kills} kills, seed {seed}")
+    grounds = [ground for ground in GROUNDS if arguments.ground in ("", ground.mode)]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tiering-faults-") as temporary:
         directory = Path(temporary)
@@ -33,7 +44,8 @@ def main() -> int:
         with Stack(directory / "stack", services={"postgres", "s3"}) as stack:
             warm_up(stack, directory, seed)
             say(f"servers up and code warm after {time.monotonic() - began:.0f} s")
-            campaign = Campaign(stack, directory, seed, arguments.transition, say)
+            campaign = Campaign(stack, directory, seed, grounds, arguments.transition, not arguments.sample)
+            campaign.say, campaign.tell = say, say if arguments.verbose else None
             campaign.run(arguments.kills, round_kills=arguments.round_kills)
     report(campaign, arguments.out, time.monotonic() - began)
     return 1 if campaign.problems else 0
@@ -41,40 +53,34 @@ def main() -> int:
 
 def report(campaign: Campaign, out: Path, seconds: float) -> None:
     """Print the table and write the file."""
-    total = Tally()
-    rows = []
-    say(f"{'transition':<14}{'kills':>7}{'lost':>7}{'doubled':>9}{'changed':>9}{'broken':>8}{'outages':>9}")
-    for work, tally in campaign.tallies.items():
-        numbers = (tally.kills, tally.lost, tally.doubled, tally.changed, tally.broken, tally.outages)
-        say(f"{work or 'at rest':<14}" + "".join(f"{n:>{w}}" for n, w in zip(numbers, (7, 7, 9, 9, 8, 9), strict=True)))
-        for name in ("kills", "lost", "doubled", "changed", "broken", "outages"):
+    total, rows, coverage = Tally(), [], campaign.coverage
+    say(f"{'transition':<14}{'kinds':>11}" + "".join(f"{name:>9}" for name in NUMBERS))
+    for work, tally in sorted(campaign.tallies.items()):
+        known = [kind for kind in coverage.occurrences if kind.work == work]
+        struck = sum(1 for kind in known if coverage.struck[kind])
+        numbers = [getattr(tally, name) for name in NUMBERS]
+        say(f"{work or 'at rest':<14}{f'{struck} of {len(known)}':>11}" + "".join(f"{n:>9}" for n in numbers))
+        for name in NUMBERS:
             setattr(total, name, getattr(total, name) + getattr(tally, name))
         if work:
-            rows.append(row(f"lifecycle.kill.{work}", campaign.seed, tally))
-    rows.append(row("lifecycle.kill", campaign.seed, total))
+            rows.append(row(f"lifecycle.kill.{work}", campaign.seed, tally, len(known), struck))
+    known_count, struck_count = len(coverage.occurrences), len(coverage.occurrences) - len(coverage.missing)
+    rows.append(row("lifecycle.kill", campaign.seed, total, known_count, struck_count))
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(rows, indent=1) + "\n")
-    points = sum(2 * len(set(calls)) for calls in campaign.points.values())
-    say(f"store calls struck (call, before or after): {len(campaign.struck)} kinds; known {points} in both modes")
     for message, count in campaign.errors.most_common(5):
         say(f"writers met {count} × {message}")
     for problem in campaign.problems:
         say(f"PROBLEM {problem}")
     say(
-        f"faults: {total.kills} kills, {total.outages} outages, {total.lost} lost, {total.doubled} doubled, "
-        f"{total.changed} changed; seed {campaign.seed}; {seconds:.0f} s"
+        f"faults: {total.kills} kills, {struck_count} of {known_count} kinds struck, {total.outages} outages, "
+        f"{total.lost} lost, {total.doubled} doubled, {total.changed} changed; seed {campaign.seed}; {seconds:.0f} s"
     )
 
 
-def row(name: str, seed: int, tally: Tally) -> dict[str, object]:
-    return {
-        "name": name,
-        "seed": seed,
-        "kills": tally.kills,
-        "lost": tally.lost,
-        "doubled": tally.doubled,
-        "changed": tally.changed,
-    }
+def row(name: str, seed: int, tally: Tally, kinds: int, kinds_struck: int) -> dict[str, object]:
+    numbers = {key: getattr(tally, key) for key in ("kills", "lost", "doubled", "changed")}
+    return {"name": name, "seed": seed, **numbers, "kinds": kinds, "kinds_struck": kinds_struck}
 
 
 def say(text: str) -> None:

@@ -5,14 +5,15 @@ plain SQL, the ledger's tables and the bytes of the lake's objects.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from psycopg2.extensions import connection as Connection
 
-from tests.faults.ground import Ground
+from tests.faults.bars import BarsGround
 from tests.faults.journal import SELECTED, Key, bar
+from tests.faults.verdict import Verdict
 from tiering.errors import NotFound
 from tiering.model import Span
 from tiering.ops.export import fetched
@@ -26,28 +27,10 @@ DAY = timedelta(days=1)
 Rows = list[tuple[Any, ...]]
 
 
-@dataclass
-class Verdict:
-    """What was found wrong, in words; the numbers are of rows."""
-
-    lost: list[str] = field(default_factory=list)
-    doubled: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-
-    @property
-    def is_clean(self) -> bool:
-        return not (self.lost or self.doubled or self.changed or self.broken)
-
-    def __str__(self) -> str:
-        named = (("lost", self.lost), ("doubled", self.doubled), ("changed", self.changed), ("broken", self.broken))
-        return "; ".join(f"{name} {len(found)}: {', '.join(found[:4])}" for name, found in named if found) or "clean"
-
-
 class Inspector:
     """Looks at one ground. Keeps the rows of the lake's objects: they are write-once."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: BarsGround) -> None:
         self.ground = ground
         self._objects: dict[str, Rows] = {}
         with ground.stores.hot.transaction("describe", "bars") as connection:

@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from tests.fakes import Tripwire, wired
+from tests.fakes import Tripwire, kill_self, wired_databases
+from tests.faults.wire import through_wire, wire_s3
 from tiering import errors
 from tiering.model import Dataset, Policies, State, Transition
 from tiering.ops import install, lifecycle
@@ -32,7 +33,9 @@ from tiering.stores.opening import Stores, open_stores
 from tiering.stores.records import OPEN_STATES
 
 SWEEP = "sweep"
-DATASET = "market_bars"
+FINISH = "finish"
+"""What every run does first: look for what others left. What it then carries on counts as that transition's."""
+
 NOW = datetime(2024, 6, 20, 12, tzinfo=UTC)
 MOVING = [state for state in OPEN_STATES if state is not State.QUARANTINED]
 PATIENCE_SECONDS = 30
@@ -43,9 +46,11 @@ class Job:
     """One child's orders.
 
     Attributes:
-        work: a transition, or SWEEP; "" only finishes what is open.
+        work: a transition, or SWEEP; FINISH only finishes what is open.
         now: the run's instant.
+        dataset: what to move.
         at, after: the store call to die at, and whether after its effect; None: at none.
+        call: work and name of the calls that `at` counts; None: all calls.
         statements: count SQL statements as calls.
         finish_first: complete what the one before left, unharmed; else the kill may strike there.
         moves_max: begin at most so many moves.
@@ -53,8 +58,10 @@ class Job:
 
     work: str
     now: datetime
+    dataset: str
     at: int | None = None
     after: bool = False
+    call: tuple[str, str] | None = None
     statements: bool = False
     finish_first: bool = True
     moves_max: int = 1
@@ -63,37 +70,48 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a child ended: `killed`, `done`, or `failed` with a message; the store calls it had counted when done."""
+    """How a child ended: `killed`, `done`, or `failed` or `bug` with a message.
+
+    Attributes:
+        calls: work and name of the store calls it made, as far as it could tell.
+        died_at: work, name and phase of the call it killed itself at.
+    """
 
     ending: str
-    calls: tuple[str, ...] = ()
+    calls: tuple[tuple[str, str], ...] = ()
+    died_at: tuple[str, str, str] | None = None
     message: str = ""
     seconds: float = 0.0
 
 
 def carry_out(stores: Stores, dataset: Dataset, job: Job, wire: Tripwire, ready: Callable[[], None]) -> None:
     """Do a job: finish what is open, then begin and carry through what is due."""
-    on_wire = wired(stores, wire)
-    if job.finish_first:
-        finish(stores, dataset, job)
+    on_wire = wired_databases(stores, wire)
+    if job.finish_first and job.work != FINISH:
+        finish(stores, dataset, job, wire)
         _clear_the_way(stores, dataset, job)
     ready()
-    wire.arm(job.at, after=job.after)
-    if not job.finish_first:
-        finish(on_wire, dataset, job)
+    wire.arm(job.at, after=job.after, name=job.call)
+    if not job.finish_first or job.work == FINISH:
+        finish(on_wire, dataset, job, wire)
+    wire.work = job.work
     if job.work == SWEEP:
         patiently(lambda: sweep(on_wire, job.now, job.owner))
-    elif job.work:
+    elif job.work != FINISH:
         for move_id in _due(on_wire, dataset, job):
             run(on_wire, move_id, job)
 
 
-def finish(stores: Stores, dataset: Dataset, job: Job) -> None:
+def finish(stores: Stores, dataset: Dataset, job: Job, wire: Tripwire | None = None) -> None:
     """Carry on what crashed movers left, as every flow's start does; for a sweep's far now, not before its time."""
+    wire = wire or Tripwire()
     job = replace(job, now=min(job.now, NOW))
+    wire.work = FINISH
     patiently(lambda: lifecycle.finish_open(stores, dataset, job.now, job.owner))
     for record in stores.ledger.moves(dataset.name, MOVING):
+        wire.work = str(record.transition)
         run(stores, record.move_id, job)
+        wire.work = FINISH
 
 
 def run(stores: Stores, move_id: int, job: Job) -> None:
@@ -123,7 +141,7 @@ def _due(stores: Stores, dataset: Dataset, job: Job, only: Transition | None = N
 
 def _clear_the_way(stores: Stores, dataset: Dataset, job: Job) -> None:
     """Merge late rows while they keep every unit from the transition that is wanted."""
-    if job.work in ("", SWEEP, Transition.MERGE):
+    if job.work in (SWEEP, Transition.MERGE):
         return
     for _ in range(20):
         plan = patiently(lambda: lifecycle.plan_dataset(stores, dataset, job.now))
@@ -182,11 +200,12 @@ def _be_child(settings: Settings, policies: Policies, job: Job, write: int, log:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        wire = Tripwire(statements=job.statements)
-        with open_stores(settings, policies) as stores:
-            dataset = lifecycle.dataset_named(stores, DATASET)
+        wire = Tripwire(lambda: _die(write, wire), statements=job.statements)
+        wire_s3(settings, wire)
+        with open_stores(through_wire(settings, wire), policies) as stores:
+            dataset = lifecycle.dataset_named(stores, job.dataset)
             carry_out(stores, dataset, job, wire, lambda: _say(write, {"ready": True}))
-        _say(write, {"ending": "done", "calls": wire.names})
+        _say(write, {"ending": "done", "calls": wire.calls})
         code = 0
     except errors.TieringError as exc:
         _say(write, {"ending": "failed", "message": f"{type(exc).__name__}: {exc}"})
@@ -195,6 +214,12 @@ def _be_child(settings: Settings, policies: Policies, job: Job, write: int, log:
         _say(write, {"ending": "bug", "message": traceback.format_exc()})
     finally:
         os._exit(code)
+
+
+def _die(write: int, wire: Tripwire) -> None:
+    """Tell the parent where, and end as a power cut would."""
+    _say(write, {"dying": wire.struck, "calls": wire.calls})
+    kill_self()
 
 
 def _say(write: int, news: dict[str, Any]) -> None:
@@ -235,10 +260,12 @@ def wait(child: Child, kill_after: float | None = None, seconds_max: float = 120
     os.close(child.pipe)
     _, status = os.waitpid(child.pid, 0)
     seconds = time.monotonic() - child.began
-    said = [json.loads(line) for line in child.data.splitlines() if b"ending" in line]
+    said = [json.loads(line) for line in child.data.splitlines() if b"ending" in line or b"dying" in line]
+    news = said[-1] if said else {}
+    calls = tuple((work, name) for work, name in news.get("calls", ()))
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return Outcome("killed", seconds=seconds)
-    if not said:
+        at = tuple(news["dying"]) if "dying" in news else None
+        return Outcome("killed", calls, at, seconds=seconds)
+    if "ending" not in news:
         return Outcome("bug", message=f"ended with status {status} and said nothing", seconds=seconds)
-    news = said[-1]
-    return Outcome(news["ending"], tuple(news.get("calls", ())), news.get("message", ""), seconds)
+    return Outcome(news["ending"], calls, None, news.get("message", ""), seconds)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 import time
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import SecretStr
 
 from tests.faults import mover
-from tests.faults.ground import Ground
 from tests.faults.mover import Job
 from tests.stores.faulty_proxy import Fault, FaultyProxy
 from tiering.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.faults.bars import BarsGround
 
 POSTGRES_KILLED = "PostgreSQL killed"
 S3_KILLED = "S3 killed"
@@ -21,14 +24,14 @@ S3_CUT = "S3 connections cut"
 ALL = (POSTGRES_KILLED, S3_KILLED, POSTGRES_CUT, S3_CUT)
 
 
-def strike(outage: str, ground: Ground, job: Job, dice: random.Random) -> str:
+def strike(outage: str, ground: BarsGround, job: Job, dice: random.Random) -> str:
     """Let it happen while one mover works; return what went wrong beyond a clear error, empty if nothing."""
     if outage in (POSTGRES_KILLED, S3_KILLED):
         return _kill_server("postgres" if outage == POSTGRES_KILLED else "s3", ground, job, dice)
     return _cut(outage, ground, job, dice)
 
 
-def _kill_server(service: str, ground: Ground, job: Job, dice: random.Random) -> str:
+def _kill_server(service: str, ground: BarsGround, job: Job, dice: random.Random) -> str:
     child = mover.start(ground.settings, ground.policies, job, ground.log)
     mover.await_ready(child)
     time.sleep(dice.uniform(0, 0.25))  # the instant is what the dice choose; nothing waits for anything here
@@ -40,7 +43,7 @@ def _kill_server(service: str, ground: Ground, job: Job, dice: random.Random) ->
     return outcome.message if outcome.ending == "bug" else ""
 
 
-def _cut(outage: str, ground: Ground, job: Job, dice: random.Random) -> str:
+def _cut(outage: str, ground: BarsGround, job: Job, dice: random.Random) -> str:
     url = ground.settings.s3_url if outage == S3_CUT else ground.settings.hot_pg_url.get_secret_value()
     proxy = FaultyProxy(url)
     try:

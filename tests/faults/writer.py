@@ -33,7 +33,7 @@ def keys(orders: dict[str, Any], dice: random.Random) -> Iterator[Key]:
     """Choose keys for ever: nearly all of a few days, for a unit with late rows waiting is due for nothing else."""
     days = orders["days"]
     while True:
-        day = dice.choice(days[:NEAR_DAYS] if dice.random() < 0.9 else days)
+        day = dice.choice(days[:NEAR_DAYS] if dice.random() < 0.99 else days)
         symbol = f"{dice.choice(('S', 'L'))}{orders['name']}"
         yield symbol, day + 60 * dice.randrange(orders["minutes"])
 

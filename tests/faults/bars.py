@@ -1,18 +1,20 @@
-"""One round's ground: fresh databases and buckets, units of three ages, a journal, and late writers at work."""
+"""Grounds of market bars in PostgreSQL: units of three ages, a journal, and late writers at work."""
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from psycopg2 import sql
 from psycopg2.extras import execute_values
@@ -20,29 +22,49 @@ from pydantic import SecretStr
 
 import infra.sql
 from infra.local import Stack
+from tests.faults import mover, outages
 from tests.faults.journal import INSERT, Journal, Key, bar
-from tests.faults.mover import DATASET, NOW
-from tiering.model import Dataset, Policies
+from tests.faults.mover import FINISH, NOW, SWEEP, Job
+from tests.faults.ports import GroundKind, Send
+from tests.faults.verdict import Verdict
+from tiering.model import Dataset, Policies, Tier, Transition
 from tiering.ops import install, lifecycle
 from tiering.plan.policies import parse_policies
 from tiering.settings import Settings
 from tiering.stores.opening import Stores, open_stores
 from tiering.stores.postgres import execute
 
+if TYPE_CHECKING:
+    from tests.faults.invariants import Inspector
+
+DATASET = "market_bars"
 MIDNIGHT = NOW.replace(hour=0)
 POLICIES = Path(__file__).parents[2] / "deployments" / "policies.yaml"
 MINUTES = 3
 WRITERS = 2
 WRITES_PER_SECOND = 12.0
+YEARS_EARLIER = timedelta(days=3 * 365)
+SPARE_UNITS = 4
+WORKS = {
+    Transition.HOT_TO_WARM: 22,
+    Transition.MERGE: 24,
+    Transition.COMPRESS: 14,
+    Transition.WARM_TO_COLD: 20,
+    Transition.EXPIRE: 12,
+    SWEEP: 8,
+    FINISH: 1,
+}
+OF_THE_LAKE = ("s3.", "warm.catalog", "warm.COPY")
+"""Calls that a merge or a sweep makes only of cold units."""
 
 
 @dataclass
-class Ground:
-    """Everything a round needs. `stores` are the parent's own, for looking; movers open theirs.
+class BarsGround:
+    """See `ports.Ground`. `stores` are the parent's own, for looking; movers open theirs.
 
     Attributes:
-        settings: what movers are given.
         young, old, ancient: the units' days: due for warm, for cold, and past retention.
+        expiring: how many units are to expire, most of them from the lake.
     """
 
     stack: Stack
@@ -55,6 +77,7 @@ class Ground:
     ancient: list[datetime]
     journal: Journal
     directory: Path
+    expiring: int = 0
     seeded: dict[datetime, int] = field(default_factory=dict)
     version: int = 0
     writers: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -62,6 +85,64 @@ class Ground:
     @property
     def log(self) -> Path:
         return self.directory / "movers.log"
+
+    @functools.cached_property
+    def inspector(self) -> Inspector:
+        from tests.faults.invariants import Inspector
+
+        return Inspector(self)
+
+    # -- what the campaign asks -----------------------------------------------------------------------------
+
+    def primes(self, dice: random.Random) -> Iterator[Job]:
+        """See `ports.Ground.primes`."""
+        earlier = NOW - YEARS_EARLIER
+        yield self.job(Transition.HOT_TO_WARM)
+        # What expires is to expire from the lake, but for two units: the others went cold years before now.
+        yield self.job(Transition.HOT_TO_WARM, earlier, moves_max=self.expiring)
+        yield self.job(Transition.WARM_TO_COLD, earlier, moves_max=max(1, self.expiring - 2))
+        yield self.job(Transition.HOT_TO_WARM, moves_max=SPARE_UNITS)
+        yield self.job(Transition.COMPRESS)
+        yield self._merge_of(Tier.WARM, dice)
+        yield self.job(Transition.WARM_TO_COLD)
+        yield self._merge_of(Tier.COLD, dice)
+        yield self.job(Transition.EXPIRE)
+        yield self.job(SWEEP)
+        yield self.job(FINISH)
+
+    def provoke(self, work: str, call: str, dice: random.Random, send: Send) -> Job:
+        """See `ports.Ground.provoke`."""
+        tier = Tier.COLD if call.startswith(OF_THE_LAKE) else Tier.WARM
+        if work == Transition.MERGE:
+            return self._merge_of(tier, dice)
+        if work == SWEEP and call:
+            send(self._merge_of(tier, dice))
+        return self.job(work)
+
+    def look(self) -> Verdict:
+        """See `ports.Ground.look`."""
+        return self.inspector.look()
+
+    def settle(self) -> Verdict:
+        """See `ports.Ground.settle`."""
+        stop_writers(self.writers)
+        mover.settle_everything(self.stores, self.dataset, Job("", NOW, DATASET, owner="settle"))
+        return self.inspector.look_at_rest()
+
+    def strike_outage(self, outage: str, job: Job, dice: random.Random) -> str:
+        """See `ports.Ground.strike_outage`."""
+        return outages.strike(outage, self, job, dice)
+
+    def writers_errors(self) -> list[str]:
+        """See `ports.Ground.writers_errors`."""
+        return [line for log in self.journal.files for line in Path(f"{log}.errors").read_text().splitlines()]
+
+    # -- means ----------------------------------------------------------------------------------------------
+
+    def job(self, work: str, now: datetime | None = None, moves_max: int = 1) -> Job:
+        """Sweeps run when the undo window of everything is over, so that they always have something to destroy."""
+        at = now or (datetime.now(UTC) + timedelta(days=3) if work == SWEEP else NOW)
+        return Job(str(work), at, DATASET, moves_max=moves_max)
 
     def insert(self, keys: list[Key]) -> None:
         """Write bars as the parent's own application; acknowledged when this returns."""
@@ -75,10 +156,17 @@ class Ground:
         for row in rows:
             self.journal.note_acknowledged(*row)
 
-    def insert_late(self, dice: random.Random) -> None:
+    def insert_late(self, dice: random.Random, days: list[datetime] | None = None) -> None:
         """Write a bar of the parent's own symbol into a day that mostly has left the hot tier."""
-        day = dice.choice(self.young + self.old)
+        day = dice.choice(days or self.young + self.old)
         self.insert([("P0", epoch(day) + 60 * dice.randrange(MINUTES))])
+
+    def _merge_of(self, tier: Tier, dice: random.Random) -> Job:
+        """Write late rows of one tier's units, and of all its units if others have late rows too."""
+        days = {*self.young, *self.old}
+        units = [u.unit.begin for u in self.stores.ledger.units(DATASET) if u.tier is tier and u.unit.begin in days]
+        self.insert_late(dice, units)
+        return self.job(Transition.MERGE, moves_max=2)
 
 
 def epoch(day: datetime) -> int:
@@ -87,9 +175,13 @@ def epoch(day: datetime) -> int:
 
 @contextmanager
 def open_ground(
-    stack: Stack, directory: Path, seed: int, *, two_databases: bool, young: int, old: int, ancient: int
-) -> Iterator[Ground]:
+    two_databases: bool, stack: Stack, directory: Path, seed: int, kills: Mapping[str, int]
+) -> Iterator[BarsGround]:
     """Make fresh databases and buckets, seed the units, start the writers; stop and drop all of it at the end."""
+    expiring = kills.get(Transition.EXPIRE, 0) + 2
+    old = kills.get(Transition.WARM_TO_COLD, 0) + SPARE_UNITS
+    ancient = expiring + 1
+    young = max(SPARE_UNITS, kills.get(Transition.HOT_TO_WARM, 0) + kills.get(Transition.COMPRESS, 0) - old - ancient)
     name = f"f{seed}_{secrets.token_hex(3)}"
     names = [f"{name}_hot", f"{name}_warm"] if two_databases else [name]
     bucket = f"{name.replace('_', '-')}-lake"
@@ -105,7 +197,7 @@ def open_ground(
         dataset = lifecycle.dataset_named(stores, DATASET)
         install.install_dataset(stores, dataset)
         days = [[MIDNIGHT - timedelta(days=first + i) for i in range(n)] for first, n in _groups(young, old, ancient)]
-        ground = Ground(stack, settings, policies, stores, dataset, *days, Journal(), directory)
+        ground = BarsGround(stack, settings, policies, stores, dataset, *days, Journal(), directory, expiring)
         _seed(ground)
         _start_writers(ground, name, seed)
         try:
@@ -136,7 +228,7 @@ def _drop(stack: Stack, names: list[str], bucket: str) -> None:
     stack.s3.client().delete_bucket(Bucket=bucket)
 
 
-def _seed(ground: Ground) -> None:
+def _seed(ground: BarsGround) -> None:
     install.prepare_units(ground.stores, ground.dataset, NOW)
     for day in [MIDNIGHT, *ground.young, *ground.old, *ground.ancient]:
         keys = [(f"S{writer}", epoch(day) + 60 * m) for writer in range(1, WRITERS + 1) for m in range(MINUTES)]
@@ -145,7 +237,7 @@ def _seed(ground: Ground) -> None:
     install.prepare_units(ground.stores, ground.dataset, NOW)
 
 
-def _start_writers(ground: Ground, name: str, seed: int) -> None:
+def _start_writers(ground: BarsGround, name: str, seed: int) -> None:
     for number in range(1, WRITERS + 1):
         log = ground.directory / f"{name}.{number}.log"
         log.touch()
@@ -183,3 +275,9 @@ def stop_writers(writers: list[subprocess.Popen[str]]) -> None:
             writer.send_signal(signal.SIGTERM)
     for writer in writers:
         writer.wait(30)
+
+
+MODES = (
+    GroundKind("one database", WORKS, outages.ALL, functools.partial(open_ground, False)),
+    GroundKind("two databases", WORKS, outages.ALL, functools.partial(open_ground, True)),
+)
