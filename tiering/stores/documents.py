@@ -131,14 +131,24 @@ class Documents:
                 target.create_index(list(wanted.items()), name=f"tiering_{time_field}")
 
     def newest(self, collection: str, time_field: str) -> datetime | None:
-        """Find the newest date in the field, of years 1 to 9999; values of other types never count."""
-        return self._edge(collection, time_field, _FIRST, _END, DESCENDING)
+        """Find the newest date in the field, of years 1 to 9999; values of other types never count.
+
+        Why in growing windows, from the server's time back: see `first_at_or_after`.
+        """
+        with mapped("ask", self.name):
+            hello = self._client.admin.command("hello")
+        end, begin, window = _END, to_ms(hello["localTime"].replace(tzinfo=UTC)), _WINDOW_MS
+        while end > _FIRST:
+            if (found := self._edge(collection, time_field, begin, end, DESCENDING)) is not None:
+                return found
+            begin, end, window = max(begin - window, _FIRST), begin, window * 2
+        return None
 
     def first_at_or_after(self, collection: str, time_field: str, instant: datetime | None) -> datetime | None:
         """Find the oldest date at or after an instant (None: of all).
 
-        Why in growing windows: a scan from unit to unit then costs what it finds, also on a server that looks
-        through all of a range for its first document.
+        Why in growing windows: a scan from unit to unit then costs what it finds, also on the embedded server,
+        which looks through all of a range for its first document.
         """
         begin, window = _FIRST if instant is None else to_ms(instant), _WINDOW_MS
         while begin < _END:
@@ -305,18 +315,22 @@ def parts(batch: RawBatch, documents_max: int, bytes_max: int) -> Iterator[RawBa
 
 
 def _dated(time_field: str, begin: int, end: int) -> dict[str, Any]:
-    """Filter the documents whose field is a date in `[begin, end)`; an array that holds one is none."""
+    """Filter the documents whose field is a date in `[begin, end)`; an array that holds one is none.
+
+    Why not `$type`: with it the embedded server ignores the index. Of what has a date in the range, only an array
+    has an element 0.
+    """
     names = time_field.split(".")
-    no_array = {"$not": {"$type": "array"}}
-    found: dict[str, Any] = {".".join(names[:i]): no_array for i in range(1, len(names))}
-    return {time_field: {**_between(begin, end), **no_array}, **found}
+    found: dict[str, Any] = {".".join(names[:i]): {"$not": {"$type": "array"}} for i in range(1, len(names))}
+    return {time_field: _between(begin, end), f"{time_field}.0": {"$exists": False}, **found}
 
 
 def _between(begin: int, end: int) -> dict[str, Any]:
     """Compare with dates of years 1 to 9999 only: the embedded server knows no others."""
-    first = min(max(begin, _FIRST), _END - 1)
-    last = min(end, _END) - 1 if begin < _END else first - 1
-    return {"$gte": DatetimeMS(first), "$lte": DatetimeMS(max(last, _FIRST))}
+    first, last = max(begin, _FIRST), min(end, _END) - 1
+    if first > last:
+        first, last = 0, -1
+    return {"$gte": DatetimeMS(first), "$lte": DatetimeMS(last)}
 
 
 def _only_dated(batch: RawBatch, time_field: str, first: int, last: int) -> RawBatch:
