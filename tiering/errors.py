@@ -3,13 +3,16 @@
     TieringError(operation, subject, cause, hint)
     ├─ TransientError      retry may help        StoreUnavailable · Throttled · LeaseHeld · CommitConflict
     ├─ PermanentError      retrying is futile    PolicyError · SettingsError · AccessDenied · NotFound ·
-    │                                            AlreadyExists · SchemaMismatch · StoreFull · HeldError
+    │                                            AlreadyExists · SchemaMismatch · StoreFull · HeldError ·
+    │                                            ObjectLocked · InDeepArchive
     └─ VerificationError   stop, keep every copy, page someone   FingerprintMismatch · CorruptCopy
 
 Drivers' exceptions are mapped to these in their module under `stores/` and nowhere else.
 """
 
 from __future__ import annotations
+
+from datetime import datetime
 
 
 class TieringError(Exception):
@@ -83,12 +86,52 @@ class SchemaMismatch(PermanentError):
     """Source and target columns differ in a way that would lose data."""
 
 
+class IncompatibleColumns(SchemaMismatch):
+    """A column changed in a way that data stored before cannot follow: the unit waits, others go on."""
+
+
 class StoreFull(PermanentError):
     """The store has no room left."""
 
 
 class HeldError(PermanentError):
     """A legal hold forbids this."""
+
+
+class ObjectLocked(PermanentError):
+    """The object store keeps an object under lock; `until` is when that ends."""
+
+    def __init__(
+        self, operation: str, subject: str, cause: str, hint: str = "", *, until: datetime | None = None
+    ) -> None:
+        super().__init__(operation, subject, cause, hint)
+        self.until = until
+
+
+class InDeepArchive(PermanentError):
+    """An object cannot be read before it was restored, which takes hours.
+
+    Attributes:
+        key: of the object.
+        is_requested: its restore was asked for and is under way.
+        ready_about: when it can be read, as far as that is known.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        subject: str,
+        cause: str,
+        hint: str = "",
+        *,
+        key: str = "",
+        is_requested: bool = False,
+        ready_about: datetime | None = None,
+    ) -> None:
+        super().__init__(operation, subject, cause, hint)
+        self.key = key
+        self.is_requested = is_requested
+        self.ready_about = ready_about
 
 
 class VerificationError(TieringError):

@@ -17,8 +17,16 @@ from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from tiering.errors import AccessDenied, AlreadyExists, CorruptCopy, NotFound, StoreFull, StoreUnavailable
-from tiering.stores.ports import ObjectStat
+from tiering.errors import (
+    AccessDenied,
+    AlreadyExists,
+    CorruptCopy,
+    NotFound,
+    PermanentError,
+    StoreFull,
+    StoreUnavailable,
+)
+from tiering.stores.ports import ObjectStat, ObjectVersion
 
 _INCOMING = ".incoming"
 _CHUNK_BYTES = 1 << 20
@@ -30,8 +38,13 @@ class DirectoryObjects:
 
     root: Path
 
-    def put_new(self, key: str, file: IO[bytes], size: int, sha256: str) -> None:
+    def put_new(
+        self, key: str, file: IO[bytes], size: int, sha256: str, *, locked_until: datetime | None = None
+    ) -> None:
         """See `ObjectStore.put_new`."""
+        if locked_until:
+            hint = "Keep datasets with `lock: true` in an S3 bucket that was made for object lock."
+            raise PermanentError("lock", key, "a folder cannot lock a file", hint)
         target = self._path(key)
         with _mapped("put", str(target)):
             incoming = self.root / _INCOMING / uuid.uuid4().hex
@@ -79,6 +92,24 @@ class DirectoryObjects:
         for key in keys:
             with _mapped("delete", str(self._path(key))):
                 self._path(key).unlink(missing_ok=True)
+
+    def is_versioned(self) -> bool:
+        """See `ObjectStore.is_versioned`."""
+        return False
+
+    def versions(self, prefix: str = "") -> Iterator[ObjectVersion]:
+        """See `ObjectStore.versions`."""
+        for found in self.list(prefix):
+            yield ObjectVersion(found.key, "", found.size, True, False, found.modified_at)
+
+    def fetch_version(self, key: str, version_id: str, file: IO[bytes]) -> None:
+        """See `ObjectStore.fetch_version`."""
+        self.fetch(key, file)
+
+    def locked_until(self, key: str, version_id: str = "") -> datetime | None:
+        """See `ObjectStore.locked_until`."""
+        self.stat(key)
+        return None
 
     def drop_unfinished(self, older_than: datetime, *, prefix: str = "") -> int:
         """See `ObjectStore.drop_unfinished`. What is being received has no key yet, and is ours alone."""

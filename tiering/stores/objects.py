@@ -1,4 +1,4 @@
-"""S3 and whatever speaks it, through boto3. With `objects_errors.py` the only importer of boto3 and botocore.
+"""S3 and whatever speaks it, through boto3. The `objects*.py` are the only importers of boto3 and botocore.
 
 Does not: create a bucket unasked, keep a copy of anything, delete unless told which keys.
 """
@@ -6,26 +6,22 @@ Does not: create a bucket unasked, keep a copy of anything, delete unless told w
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import io
 import itertools
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Any, BinaryIO, cast
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import ClientError
-from pydantic import SecretStr
-
-from tiering.errors import AlreadyExists, CorruptCopy, NotFound, StoreUnavailable
+from tiering.errors import CorruptCopy, InDeepArchive, NotFound, StoreUnavailable
+from tiering.stores.objects_classes import ClassedBucket
+from tiering.stores.objects_client import describe
 from tiering.stores.objects_errors import mapped
-from tiering.stores.ports import ObjectStat
+from tiering.stores.ports import ObjectStat, RestoreState
 
 WHOLE_BYTES_MAX = 64 << 20
 """Up to here one PUT, larger in parts. Why so high: a PUT's If-None-Match is atomic everywhere, while SeaweedFS
@@ -36,63 +32,26 @@ _PART_COUNT_MAX = 9_000  # S3 allows 10,000
 _PARTS_AT_ONCE = 4
 _READ_AHEAD_BYTES = 1 << 20
 _READ_ATTEMPTS = 3
-_DELETE_BATCH = 1000  # S3's own limit
 
 _Parts = list[dict[str, Any]]
 
-_client_lock = threading.Lock()
-
 
 @dataclass(frozen=True)
-class S3Objects:
+class S3Objects(ClassedBucket):
     """One bucket; see `ports.ObjectStore` for the contract. Free to make: the client is shared per process."""
 
-    endpoint_url: str
-    bucket: str
-    access_key: SecretStr
-    secret_key: SecretStr
-    region: str = "us-east-1"
     whole_bytes_max: int = WHOLE_BYTES_MAX
 
-    @property
-    def _client(self) -> Any:
-        with _client_lock:
-            return _make_client(self.endpoint_url, self.access_key, self.secret_key, self.region)
-
-    def location(self, key: str) -> str:
-        """Name an object for other engines: `s3://bucket/key`."""
-        return f"s3://{self.bucket}/{key}"
-
-    def key(self, location: str) -> str:
-        """Take `location` back apart.
-
-        Raises:
-            NotFound: the location is not in this bucket.
-        """
-        prefix = f"s3://{self.bucket}/"
-        if not location.startswith(prefix):
-            raise NotFound("locate", location, f"not in bucket {self.bucket}", "Check TIERING_LAKE_BUCKET.")
-        return location.removeprefix(prefix)
-
-    def ensure_bucket(self) -> None:
-        """Create the bucket unless it is there. May be called twice and by two at once."""
-        with mapped("create bucket", self.bucket):
-            names = {bucket["Name"] for bucket in self._client.list_buckets()["Buckets"]}
-        if self.bucket in names:
-            return
-        try:
-            with mapped("create bucket", self.bucket):
-                elsewhere = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
-                options = {"CreateBucketConfiguration": elsewhere} if elsewhere else {}
-                self._client.create_bucket(Bucket=self.bucket, **options)
-        except AlreadyExists:
-            return
-
-    def put_new(self, key: str, file: IO[bytes], size: int, sha256: str) -> None:
-        """See `ObjectStore.put_new`."""
+    def put_new(
+        self, key: str, file: IO[bytes], size: int, sha256: str, *, locked_until: datetime | None = None
+    ) -> None:
+        """See `ObjectStore.put_new`. The bucket must have been made for locks."""
         file.seek(0)
+        lock: dict[str, Any] = {}
+        if locked_until:
+            lock = {"ObjectLockMode": "COMPLIANCE", "ObjectLockRetainUntilDate": locked_until}
         if size > self.whole_bytes_max:
-            self._put_parts(key, file, size, sha256)
+            self._put_parts(key, file, size, sha256, lock)
             return
         with mapped("put", self.location(key)):
             self._client.put_object(
@@ -102,6 +61,7 @@ class S3Objects:
                 IfNoneMatch="*",
                 ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
                 Metadata={"sha256": sha256},
+                **(lock | {"ChecksumAlgorithm": "SHA256"} if lock else {}),
             )
 
     def open(self, key: str) -> BinaryIO:
@@ -111,11 +71,18 @@ class S3Objects:
 
     def fetch(self, key: str, file: IO[bytes]) -> None:
         """See `ObjectStore.fetch`. One GET; continued by range when the server breaks it off."""
+        self._fetch(key, file)
+
+    def fetch_version(self, key: str, version_id: str, file: IO[bytes]) -> None:
+        """See `ObjectStore.fetch_version`."""
+        self._fetch(key, file, version_id)
+
+    def _fetch(self, key: str, file: IO[bytes], version_id: str = "") -> None:
         digest, done = hashlib.sha256(), 0
         for attempt in itertools.count(1):
             try:
-                with mapped("fetch", self.location(key)):
-                    answer = self._get(key, done)
+                with self._reading("fetch", key):
+                    answer = self._get(key, done, version_id=version_id)
                     for chunk in answer["Body"].iter_chunks(_READ_AHEAD_BYTES):
                         file.write(chunk)
                         digest.update(chunk)
@@ -131,10 +98,7 @@ class S3Objects:
 
     def stat(self, key: str) -> ObjectStat:
         """See `ObjectStore.stat`."""
-        with mapped("stat", self.location(key)):
-            head = self._client.head_object(Bucket=self.bucket, Key=key)
-        sha256 = head["Metadata"].get("sha256", "")
-        return ObjectStat(key, head["ContentLength"], head["ETag"].strip('"'), head["LastModified"], sha256)
+        return describe(key, self._head(key))
 
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         """See `ObjectStore.list`."""
@@ -145,16 +109,9 @@ class S3Objects:
             if page is None:
                 return
             for entry in page.get("Contents", ()):
-                yield ObjectStat(entry["Key"], entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """See `ObjectStore.delete`."""
-        rest = iter(keys)
-        while batch := [{"Key": key} for key in itertools.islice(rest, _DELETE_BATCH)]:
-            with mapped("delete", self.location(batch[0]["Key"])):
-                answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True})
-                for failure in answer.get("Errors", ()):
-                    raise ClientError({"Error": failure}, "DeleteObjects")
+                kept = entry.get("StorageClass", "STANDARD")
+                etag = entry["ETag"].strip('"')
+                yield ObjectStat(entry["Key"], entry["Size"], etag, entry["LastModified"], storage_class=kept)
 
     def drop_unfinished(self, older_than: datetime, *, prefix: str = "") -> int:
         """See `ObjectStore.drop_unfinished`: abort the multipart uploads that nobody completed."""
@@ -169,18 +126,32 @@ class S3Objects:
                         count += 1
         return count
 
-    def _get(self, key: str, begin: int, length: int | None = None) -> Any:
+    @contextmanager
+    def _reading(self, operation: str, key: str) -> Iterator[None]:
+        """Map exceptions; of an archived object, say at once where its restore stands."""
+        try:
+            with mapped(operation, self.location(key)):
+                yield
+        except InDeepArchive as exc:
+            is_requested = self.restore_status(key).state is RestoreState.REQUESTED
+            asked = "a restore is under way" if is_requested else "no restore was asked for"
+            raise InDeepArchive(
+                operation, exc.subject, f"in deep archive; {asked}", exc.hint, key=key, is_requested=is_requested
+            ) from exc
+
+    def _get(self, key: str, begin: int, length: int | None = None, *, version_id: str = "") -> Any:
         """Start a GET of `[begin, begin + length)`; without length to the end. Exceptions are botocore's."""
         end = "" if length is None else str(begin + length - 1)
         ranged = {} if begin == 0 and length is None else {"Range": f"bytes={begin}-{end}"}
-        return self._client.get_object(Bucket=self.bucket, Key=key, **ranged)
+        which = {"VersionId": version_id} if version_id else {}
+        return self._client.get_object(Bucket=self.bucket, Key=key, **ranged, **which)
 
-    def _put_parts(self, key: str, file: IO[bytes], size: int, sha256: str) -> None:
+    def _put_parts(self, key: str, file: IO[bytes], size: int, sha256: str, lock: dict[str, Any]) -> None:
         """Upload in parallel parts; the write-once condition is on the completion, which makes it all visible."""
         where = {"Bucket": self.bucket, "Key": key}
         with mapped("put", self.location(key)):
             upload = self._client.create_multipart_upload(
-                **where, ChecksumAlgorithm="SHA256", Metadata={"sha256": sha256}
+                **where, ChecksumAlgorithm="SHA256", Metadata={"sha256": sha256}, **lock
             )["UploadId"]
         try:
             with mapped("put", self.location(key)):
@@ -278,7 +249,7 @@ class _RangedReader(io.RawIOBase):
         done = 0
         for attempt in itertools.count(1):
             try:
-                with mapped("read", self._objects.location(self._key)):
+                with self._objects._reading("read", self._key):
                     while done < length:
                         done += self._read_some(view[done:length], self._position + done)
                 break
@@ -297,30 +268,3 @@ class _RangedReader(io.RawIOBase):
             count += more
         body.close()
         return count
-
-
-@functools.lru_cache(maxsize=16)
-def _make_client(endpoint_url: str, access_key: SecretStr, secret_key: SecretStr, region: str) -> Any:
-    """Make a thread-safe client; 50–200 ms, which is why it is kept.
-
-    Why three attempts and short timeouts: these retries bridge seconds (a lost packet, a restarting gateway);
-    Prefect's bridge minutes, and must see a failure while there is still something to report.
-    """
-    with mapped("open object store", endpoint_url):
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=endpoint_url,
-            aws_access_key_id=access_key.get_secret_value(),
-            aws_secret_access_key=secret_key.get_secret_value(),
-            region_name=region,
-            config=Config(
-                connect_timeout=5,
-                read_timeout=30,
-                retries={"mode": "standard", "total_max_attempts": 3},
-                max_pool_connections=32,
-                # We give and check SHA-256 ourselves; botocore's own CRC would be a second pass over every byte.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                s3={"addressing_style": "path"},
-            ),
-        )

@@ -33,7 +33,8 @@ _BY_CODE: dict[str, type[TieringError]] = {
     "Throttling": errors.Throttled,
     "QuotaExceeded": errors.StoreFull,
     "XMinioStorageFull": errors.StoreFull,
-    "InvalidObjectState": errors.PermanentError,
+    "InvalidObjectState": errors.InDeepArchive,
+    "ObjectNotInActiveTierError": errors.InDeepArchive,
 }
 
 _BY_STATUS: dict[int, type[TieringError]] = {
@@ -77,6 +78,7 @@ _HINTS: dict[type[TieringError], str] = {
     errors.Throttled: "The object store asks for fewer requests; lower TIERING_FAN_OUT if this persists.",
     errors.StoreFull: "Free or add space in the object store, then run again.",
     errors.SettingsError: "Check TIERING_S3_URL, TIERING_S3_REGION and the bucket's name.",
+    errors.InDeepArchive: "Ask for a restore, which takes hours: tiering objects restore; then run this again.",
     errors.CorruptCopy: "The bytes changed under way; keep the source and look at the network and the disk.",
 }
 
@@ -102,7 +104,7 @@ def translate(exc: Exception, operation: str, subject: str) -> TieringError:
         cause = " ".join(str(exc).split())
     hint = _HINTS.get(family, "")
     if "NoSuchBucket" in cause:
-        hint = "Create the bucket, or correct its name in TIERING_LAKE_BUCKET or TIERING_BACKUP_BUCKET."
+        hint = "Create it, or correct TIERING_LAKE_BUCKET, TIERING_BACKUP_BUCKET or TIERING_FILES_BUCKET."
     return family(operation, subject, cause, hint)
 
 

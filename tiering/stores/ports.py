@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import IO, BinaryIO, Protocol
 
 
@@ -21,6 +22,7 @@ class ObjectStat:
         etag: opaque; equal while the bytes are the same write.
         modified_at: when it became visible, in UTC, by the store's own clock.
         sha256: hexadecimal, as given to `put_new`; empty where the store does not say (`list` never does).
+        storage_class: in S3's words.
     """
 
     key: str
@@ -28,6 +30,35 @@ class ObjectStat:
     etag: str
     modified_at: datetime
     sha256: str = ""
+    storage_class: str = "STANDARD"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """One version of an object, or the mark that it was deleted."""
+
+    key: str
+    version_id: str
+    size: int
+    is_latest: bool
+    is_delete_marker: bool
+    modified_at: datetime
+
+
+class RestoreState(StrEnum):
+    """Where the restore of an archived object stands, as the ledger spells it."""
+
+    NONE = ""
+    REQUESTED = "REQUESTED"
+    AVAILABLE = "AVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStatus:
+    """A restore; `until` is when an AVAILABLE object goes back, None where the store does not say."""
+
+    state: RestoreState
+    until: datetime | None
 
 
 class ObjectStore(Protocol):
@@ -38,7 +69,9 @@ class ObjectStore(Protocol):
     unless its text says otherwise; trying again is always allowed.
     """
 
-    def put_new(self, key: str, file: IO[bytes], size: int, sha256: str) -> None:
+    def put_new(
+        self, key: str, file: IO[bytes], size: int, sha256: str, *, locked_until: datetime | None = None
+    ) -> None:
         """Store the whole of `file` under a new key.
 
         All or nothing: nobody ever sees a part of the object, and an object that exists is never replaced.
@@ -52,11 +85,13 @@ class ObjectStore(Protocol):
             file: seekable binary file.
             size: its length in bytes.
             sha256: its hash, hexadecimal; the store's side recomputes it.
+            locked_until: until then nobody can delete or change this version, however privileged.
 
         Raises:
             AlreadyExists: the key is taken, whatever its bytes.
             CorruptCopy: the bytes received do not have this size and hash; nothing was stored.
             StoreFull: no room.
+            PermanentError: a lock was asked for, and the store has none; nothing was stored.
         """
 
     def open(self, key: str) -> BinaryIO:
@@ -93,9 +128,31 @@ class ObjectStore(Protocol):
         """
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; a key that does not exist is not an error, so it may be called twice.
+        """Delete objects with all their versions; a key that does not exist is not an error: call it twice.
 
         Not atomic: when it raises, some of the keys may be gone already. Only `ops/sweep.py` calls this.
+
+        Raises:
+            ObjectLocked: a version is under lock; names the date. All that was not locked is gone.
+        """
+
+    def is_versioned(self) -> bool:
+        """Tell whether an object may have versions besides the one that is read."""
+
+    def versions(self, prefix: str = "") -> Iterator[ObjectVersion]:
+        """Yield every version of every object whose key begins with `prefix`: by key, the newest first.
+
+        A store without versions yields each object once, with "null" or nothing for its version id.
+        """
+
+    def fetch_version(self, key: str, version_id: str, file: IO[bytes]) -> None:
+        """`fetch`, of one version."""
+
+    def locked_until(self, key: str, version_id: str = "") -> datetime | None:
+        """Say until when an object's version (the newest unless said otherwise) is locked; None if it is not.
+
+        Raises:
+            NotFound: no such object.
         """
 
     def drop_unfinished(self, older_than: datetime, *, prefix: str = "") -> int:
