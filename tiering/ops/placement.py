@@ -7,12 +7,12 @@ A pin changes the date of a transition; the lifecycle's plan then finds the unit
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tiering import errors
-from tiering.model import Dataset, Heat
+from tiering.model import Dataset, Heat, Residence
 from tiering.ops import lifecycle
 from tiering.plan.placement import Decision, Outcome, describe, plan_placement
 from tiering.stores import pins
@@ -21,6 +21,9 @@ from tiering.stores.ledger import audit
 from tiering.stores.opening import Stores
 
 log = logging.getLogger(__name__)
+
+Surveyed = tuple[Sequence[Residence], datetime | None]
+"""What `lifecycle.survey` returns: where each unit is, and the time of the newest row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,24 @@ def read_heat(heat: HeatCounters, dataset: str, now: datetime) -> Heat:
     try:
         return heat.read(dataset, now)
     except errors.TieringError as exc:
-        log.warning("placement of %s knows no heat: %s", dataset, exc)
+        # Without Redis by choice there is nothing to warn of.
+        log.log(logging.WARNING if heat.url else logging.INFO, "placement of %s knows no heat: %s", dataset, exc)
         return Heat()
 
 
-def place(stores: Stores, heat: HeatCounters, dataset: Dataset, now: datetime) -> Outcome:
-    """Decide about a dataset, its units and symbols. Writes nothing."""
-    residences, newest = lifecycle.survey(stores, dataset)
+def place(
+    stores: Stores, heat: HeatCounters, dataset: Dataset, now: datetime, surveyed: Surveyed | None = None
+) -> Outcome:
+    """Decide about a dataset, its units and symbols. Writes nothing.
+
+    Args:
+        stores: to survey, and to read the pins from.
+        heat: the counters.
+        dataset: what is placed.
+        now: the run's instant.
+        surveyed: where each unit is and when the newest row was, if that is known already.
+    """
+    residences, newest = surveyed or lifecycle.survey(stores, dataset)
     known = read_heat(heat, dataset.name, now)
     recorded = pins.list_pins(stores.warm, dataset.name)
     return plan_placement(dataset, stores.policies.placement, residences, newest, known, recorded, now)
@@ -94,10 +108,10 @@ def _details(decision: Decision) -> dict[str, object]:
 
 
 def explain_terms(
-    stores: Stores, heat: HeatCounters, dataset: Dataset, now: datetime
+    stores: Stores, heat: HeatCounters, dataset: Dataset, now: datetime, surveyed: Surveyed | None = None
 ) -> Mapping[datetime | None, tuple[str, ...]]:
     """Say in lines, for the dataset (None) and each unit (by begin), what placement sees in it and does about it."""
-    return lines_of(place(stores, heat, dataset, now))
+    return lines_of(place(stores, heat, dataset, now, surveyed))
 
 
 def lines_of(outcome: Outcome) -> dict[datetime | None, tuple[str, ...]]:
