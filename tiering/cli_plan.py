@@ -171,24 +171,29 @@ def explain(
     """
     from tiering.cli import chosen, instant, opened
     from tiering.cli_moves import unit_named
-    from tiering.ops import plans
+    from tiering.ops import placement, plans
 
     now, name = instant(at), unit or unit_option
+    in_full = bool(name) or everything
     with opened() as stores:
         (found,) = chosen(stores, dataset)
         wanted = unit_named(stores, name) if name else None
         (seen,) = plans.make(stores, [found], now).surveyed
         notes = plans.notes_of(stores, found)
+        surveyed = (seen.residences, seen.newest)
+        terms = placement.explain_terms(stores, stores.heat, found, now, surveyed) if in_full else {}
     moves, stays = seen.moves, seen.stays
     rows = [
         _explained(seen, home, moves.get(home.unit.begin), stays.get(home.unit.begin))
+        | {"placement": terms.get(home.unit.begin, ())}
         for home in seen.residences
         if wanted is None or home.unit.begin == wanted.begin
     ]
     if wanted and not rows:
         raise errors.NotFound("read unit name", str(name), "no such unit has rows", f"`tiering explain {dataset}`.")
     document = {"now": now, "dataset": found.name, "reference": seen.plan.reference, "notes": notes, "units": rows}
-    out.emit(document, as_json, *(() if as_json else _explain_tables(seen, rows, bool(wanted) or everything)))
+    document |= {"placement": terms.get(None, ())}
+    out.emit(document, as_json, *(() if as_json else _explain_tables(seen, rows, in_full)))
     for note in notes:
         out.note(f"{found.name}: {note.code}: {note.text}")
 
@@ -257,6 +262,7 @@ def _unit_tables(row: dict[str, Any], heads: Sequence[str]) -> list[Any]:
     ]
     lines = [("at", row["location"] or "nowhere: expired")]
     lines += [(what, row[what]) for what in ("hold", "lease") if row[what]]
+    lines += [("placement", "; ".join(row["placement"]))] if row["placement"] else []
     tables = [out.table_of(f"{row['unit']}: {'; '.join(': '.join(line) for line in lines)}", heads, rules)]
     return tables + [_pin_table(pin) for pin in row["pins"]]
 
