@@ -238,3 +238,20 @@ def test_the_command_shows_every_term_and_applies_only_when_told(
     assert json.loads(run("--apply", "--json"))["pins_written"] == 2
     assert "> 50/day" in run()
     assert len(pins.list_pins(world.stores.warm, BARS)) == 2
+
+
+def test_explain_prints_every_term_of_a_unit_pinned_or_not(
+    world: World, cluster_settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cluster_settings.redis_url
+    for name, value in environment(cluster_settings).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TIERING_REDIS_URL", cluster_settings.redis_url.get_secret_value())
+    for arguments in ((), ("--json",)):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["explain", BARS, f"{BARS}/2024-06-12", "--at", NOW.isoformat(), *arguments])
+        assert not ended.value.code
+        said = " ".join(capsys.readouterr().out.split())
+        for term in ("heat 336.7/day (> 100/day): +60", "age 7.0 d (7d to 2y): +0", "total +60: hot"):
+            assert term in said
