@@ -19,6 +19,7 @@ from tests.faults.campaign import ROUND_KILLS, Campaign, Tally
 from tests.faults.grounds import GROUNDS, warm_up
 
 OUT = Path(__file__).parents[2] / "build" / "faults.json"
+SAMPLE_OUTAGES = 2
 NUMBERS = ("kills", "lost", "doubled", "changed", "broken", "outages")
 
 
@@ -45,6 +46,8 @@ def main() -> int:
             warm_up(stack, directory, seed)
             say(f"servers up and code warm after {time.monotonic() - began:.0f} s")
             campaign = Campaign(stack, directory, seed, grounds, arguments.transition, not arguments.sample)
+            if arguments.sample:
+                campaign.outages_max = SAMPLE_OUTAGES
             campaign.say, campaign.tell = say, say if arguments.verbose else None
             campaign.run(arguments.kills, round_kills=arguments.round_kills)
     report(campaign, arguments.out, time.monotonic() - began)

@@ -54,6 +54,7 @@ class Campaign:
         only: kill in this work only; empty for all.
         covers: go on until every kind was struck.
         outages_every: let servers die in every so many-th round of a ground.
+        outages_max: of so many kinds of outages then.
         tell: told of every mover, if given.
         problems: what must not be; ends the campaign.
     """
@@ -65,6 +66,7 @@ class Campaign:
     only: str = ""
     covers: bool = True
     outages_every: int = 2
+    outages_max: int = 100
     say: Say = print
     tell: Say | None = None
     coverage: Coverage = field(default_factory=Coverage)
@@ -129,7 +131,9 @@ class Campaign:
             weights = {work: open_kinds[str(work)] for work in kind.works}
             kills = min(kills, max(8, round(sum(weights.values()) * 1.3)))
         total = sum(weights.values())
-        return {str(work): max(1, kills * weight // total) for work, weight in weights.items() if weight}
+        shares = {str(work): max(1, kills * weight // total) for work, weight in weights.items() if weight}
+        shares[max(shares, key=lambda work: shares[work])] += max(0, kills - sum(shares.values()))
+        return shares
 
     def judge(self, work: str, verdict: Verdict, when: str) -> None:
         """Count what an inspection found."""
@@ -232,7 +236,8 @@ class Round:
 
     def outages(self) -> None:
         """Let each kind of outage happen once, under movers of any work."""
-        for outage in self.all_outages:
+        for outage in self.dice.sample(self.all_outages, min(self.campaign.outages_max, len(self.all_outages))):
+            began = time.monotonic()
             if self.campaign.problems:
                 return
             work = str(self.dice.choice(OUTAGES_UNDER))
@@ -242,3 +247,5 @@ class Round:
                 self.campaign.find(f"{outage} during {work} in {self.mode}: {problem}")
             self.campaign.tally(work).outages += 1
             self.campaign.judge(work, self.ground.look(), f"after {outage}")
+            if self.campaign.tell:
+                self.campaign.tell(f"{time.monotonic() - began:.2f} s {outage} under {work}")
