@@ -6,6 +6,7 @@ Does not: wait for a restore, which takes hours; who asked comes back.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -37,7 +38,7 @@ class ClassedBucket(VersionedBucket):
 
     whole_copy_max = WHOLE_COPY_MAX
 
-    def change_class(self, key: str, storage_class: str, if_etag: str) -> ObjectStat:
+    def change_class(self, key: str, storage_class: str, if_etag: str, *, keep_source: bool = False) -> ObjectStat:
         """Give an object another storage class and leave all else as it is: bytes, metadata, tags, lock.
 
         May be called again after a crash at any point. In a versioned bucket an object that somebody overwrites at
@@ -48,6 +49,8 @@ class ClassedBucket(VersionedBucket):
             key: of the object.
             storage_class: the new one.
             if_etag: as `stat` gave it: the object that is meant (`list` may give another one for the same object).
+            keep_source: leave the version it was made of for `finish_change`, so that an overwrite which is still
+                under way shows until then as well.
 
         Returns:
             The object as it is now; its etag and date may be new.
@@ -60,7 +63,7 @@ class ClassedBucket(VersionedBucket):
         head = self._head(key)
         found = describe(key, head)
         if found.storage_class == storage_class and (COPIED_FROM in head["Metadata"] or found.etag == if_etag):
-            self._finish(key, head.get("VersionId", ""), head["Metadata"].get(COPIED_FROM, ""))
+            self._finish(key, head.get("VersionId", ""), head["Metadata"].get(COPIED_FROM, ""), keep_source)
             return found
         if found.etag != if_etag:
             raise self._overwritten(key)
@@ -71,8 +74,22 @@ class ClassedBucket(VersionedBucket):
                 made = copy(key, head, storage_class)
         except AlreadyExists as exc:  # the condition did not hold
             raise self._overwritten(key) from exc
-        self._finish(key, made, source)
+        self._finish(key, made, source, keep_source)
         return self._stat_copy(key, storage_class)
+
+    def finish_change(self, key: str) -> ObjectStat:
+        """Remove the version that the newest one was made of by `change_class`, if it was. May be called again.
+
+        Returns:
+            The object as it is now.
+
+        Raises:
+            CommitConflict: somebody's newer version came to light; it is the object now.
+            NotFound: no such object.
+        """
+        head = self._head(key)
+        self._finish(key, head.get("VersionId", ""), head["Metadata"].get(COPIED_FROM, ""), False)
+        return describe(key, head)
 
     def request_restore(self, key: str, days: int, speed: str = "Bulk") -> RestoreStatus:
         """Ask for an archived object to be readable for some days. Asked again, it only prolongs.
@@ -149,11 +166,11 @@ class ClassedBucket(VersionedBucket):
         version = head.get("VersionId", "")
         return {"Bucket": self.bucket, "Key": key} | ({"VersionId": version} if version else {})
 
-    def _finish(self, key: str, made: str, source: str) -> None:
+    def _finish(self, key: str, made: str, source: str, keep_source: bool) -> None:
         """Remove the version that our copy was made of; or our copy, where it hides somebody's newer version.
 
-        Why look again: SeaweedFS 4.48 checks a copy's conditions without a lock. Of 150 overwrites at the same
-        instant, 60 stood below our copy afterwards.
+        Why look again: SeaweedFS 4.48 checks a copy's conditions without a lock, and sorts versions by when their
+        writing began. Of 150 overwrites at the same instant, 60 stood below our copy afterwards.
         """
         if not made or not source:
             return
@@ -165,10 +182,9 @@ class ClassedBucket(VersionedBucket):
             if versions[0].version_id == made:
                 self.delete_versions([(key, made)])
             raise self._overwritten(key)
-        try:
-            self.delete_versions([(key, source)])
-        except ObjectLocked:
-            return
+        if not keep_source:
+            with suppress(ObjectLocked):  # it goes when its lock ends
+                self.delete_versions([(key, source)])
 
     def _stat_copy(self, key: str, storage_class: str) -> ObjectStat:
         now = describe(key, self._head(key))
