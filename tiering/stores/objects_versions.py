@@ -18,6 +18,7 @@ from tiering.stores.objects_errors import mapped
 from tiering.stores.ports import ObjectVersion
 
 _DELETE_BATCH = 1000  # S3's own limit
+_NO_LOCKS = ("ObjectLockConfigurationNotFoundError", "NoSuchObjectLockConfiguration", "NotImplemented")
 _FOREVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -29,6 +30,17 @@ class VersionedBucket(S3Bucket):
         with mapped("look at", self.bucket):
             answer = self._client.get_bucket_versioning(Bucket=self.bucket)
         return bool(answer.get("Status"))
+
+    def is_lockable(self) -> bool:
+        """Say whether the bucket was made for object locks."""
+        try:
+            answer = self._client.get_object_lock_configuration(Bucket=self.bucket)
+        except ClientError as exc:
+            if exc.response["Error"].get("Code") in _NO_LOCKS:
+                return False
+            with mapped("look at", self.bucket):
+                raise
+        return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
 
     def versions(self, prefix: str = "") -> Iterator[ObjectVersion]:
         """See `ObjectStore.versions`."""
