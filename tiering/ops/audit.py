@@ -10,13 +10,19 @@ from contextlib import suppress
 from datetime import datetime
 
 from tiering import errors
+from tiering.model import Span
 from tiering.plan import audit as chain
 from tiering.plan.fsck import Code, Finding
+from tiering.plan.spans import add
 from tiering.stores import audit
 from tiering.stores.opening import Stores
 
 FINDINGS_MAX = 10
 """Breaks named at most: behind the first one every other may follow from it."""
+
+
+ANCHOR_KEPT = Span(months=12)
+"""How long an anchor is under object lock, where the bucket has it."""
 
 
 def note_head(stores: Stores, now: datetime) -> chain.Anchor | None:
@@ -27,11 +33,16 @@ def note_head(stores: Stores, now: datetime) -> chain.Anchor | None:
     found = audit.head(stores.warm)
     if found is None:
         return None
-    anchor = chain.Anchor(*found)
+    position, digest, clock = found
+    anchor = chain.Anchor(position, digest)
+    # No lock where the bucket was made without: the name alone is then worth as much as the bucket's own rights.
+    until = add(max(now, clock), ANCHOR_KEPT) if stores.objects.is_lockable() else None
     document = {"position": anchor.position, "sha256": anchor.digest, "noted_at": now.isoformat()}
     data = json.dumps(document).encode()
     with suppress(errors.AlreadyExists, errors.TransientError):
-        stores.objects.put_new(anchor.key, io.BytesIO(data), len(data), hashlib.sha256(data).hexdigest())
+        stores.objects.put_new(
+            anchor.key, io.BytesIO(data), len(data), hashlib.sha256(data).hexdigest(), locked_until=until
+        )
     return anchor
 
 
@@ -48,5 +59,7 @@ def check_chain(stores: Stores) -> list[Finding]:
 
 
 def _noted(stores: Stores) -> Iterator[str]:
-    for stat in stores.objects.list(chain.ANCHOR_PREFIX):
-        yield stat.key
+    # Versions: a lock does not keep anybody from putting a delete mark over an object.
+    for version in stores.objects.versions(chain.ANCHOR_PREFIX):
+        if not version.is_delete_marker:
+            yield version.key

@@ -23,6 +23,7 @@ from psycopg2.extensions import connection as Connection
 from tiering.errors import TransientError
 from tiering.model import Dataset
 from tiering.ops import handover
+from tiering.ops.audit import note_head
 from tiering.plan.spans import subtract
 from tiering.stores import tables
 from tiering.stores.ledger import audit
@@ -74,6 +75,7 @@ def sweep(stores: Stores, now: datetime, actor: str, *, dry_run: bool = False) -
             problem = problem or exc
     if not dry_run:
         _close_moves(stores)
+        note_head(stores, now)
     if problem:
         raise problem
     return swept
@@ -142,13 +144,28 @@ def _sweep_lake(
     leftovers = [
         o for o in [*listed, *metadata] if o.modified_at < old and stores.location(o.key) not in named | waiting
     ]
+    clock = min(now, old)
+    places = [*(t.location for t in superseded), *(stores.location(o.key) for o in leftovers)]
+    kept = _locked(stores, dataset, places, clock)
+    superseded = [t for t in superseded if t.location not in kept]
+    leftovers = [o for o in leftovers if stores.location(o.key) not in kept]
     if not dry_run:
         stores.objects.drop_unfinished(older_than=old, prefix=f"lake/{dataset.name}/")
         stores.objects.delete([o.key for o in leftovers])
         superseded = _delete_superseded(stores, superseded, actor)
-    return [Swept("lake", t.location, t.size_bytes, "grace period over") for t in superseded] + [
-        Swept("lake", stores.location(o.key), o.size, "left by a crashed run") for o in leftovers
-    ]
+    return (
+        [Swept("lake", t.location, t.size_bytes, "grace period over") for t in superseded]
+        + [Swept("lake", stores.location(o.key), o.size, "left by a crashed run") for o in leftovers]
+        + [Swept("lake", place, 0, f"kept: under object lock until {until:%Y-%m-%d}") for place, until in kept.items()]
+    )
+
+
+def _locked(stores: Stores, dataset: Dataset, places: Iterable[str], clock: datetime) -> dict[str, datetime]:
+    """Say which objects are under lock, and until when. Nobody can destroy them; they go with a later sweep."""
+    if not dataset.lock:
+        return {}
+    found = {place: stores.objects.locked_until(stores.key(place)) for place in places}
+    return {place: until for place, until in found.items() if until and until > clock}
 
 
 def _delete_superseded(stores: Stores, superseded: Iterable[TrashRecord], actor: str) -> list[TrashRecord]:

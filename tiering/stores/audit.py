@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from tiering.stores.postgres import Postgres, fetch_one
 
@@ -36,11 +37,12 @@ def links(database: Postgres) -> Iterator[tuple[int | None, int, str | None, byt
             yield position, audit_id, content, bytes(digest)
 
 
-def head(database: Postgres) -> tuple[int, str] | None:
-    """Read the chain's last position and its hash, None while there is none."""
+def head(database: Postgres) -> tuple[int, str, datetime] | None:
+    """Read the chain's last position, its hash and the server's clock; None while there is no chain."""
     with database.transaction("read", "the audit chain's head", read_only=True) as connection:
         row = fetch_one(
             connection,
-            "SELECT position, encode(hash, 'hex') FROM tiering.audit_chain ORDER BY position DESC LIMIT 1",
+            """SELECT position, encode(hash, 'hex'), clock_timestamp() FROM tiering.audit_chain
+               ORDER BY position DESC LIMIT 1""",
         )
-    return None if row is None else (int(row[0]), str(row[1]))
+    return None if row is None else (int(row[0]), str(row[1]), row[2])
