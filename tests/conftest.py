@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import shutil
@@ -77,7 +78,7 @@ def _open_fresh(stack: Stack, name: str, hot: str, warm: str) -> Settings:
             cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
     lake, backup = (bucket.format(name.replace("_", "-")) for bucket in ("{}-lake", "{}-backup"))
     for bucket in (lake, backup):
-        stack.s3.client().create_bucket(Bucket=bucket)
+        stack.s3.client().create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=bucket == lake)
     urls = {"hot_pg_url": stack.postgres.url(hot), "warm_pg_url": stack.postgres.url(warm)}
     urls |= {"hot_mongo_url": stack.mongo.url(hot), "warm_mongo_url": stack.mongo.url(warm)}
     changed = {key: SecretStr(url) for key, url in urls.items()} | {"lake_bucket": lake, "backup_bucket": backup}
@@ -92,5 +93,6 @@ def _drop_fresh(stack: Stack, databases: list[str], name: str) -> None:
         for database in databases:
             client.drop_database(database)
     for kind in ("lake", "backup"):
-        # SeaweedFS drops a bucket with everything in it.
-        stack.s3.client().delete_bucket(Bucket=f"{name.replace('_', '-')}-{kind}")
+        # SeaweedFS drops a bucket with everything in it, but for objects under lock: they go with the session's stack.
+        with contextlib.suppress(stack.s3.client().exceptions.ClientError):
+            stack.s3.client().delete_bucket(Bucket=f"{name.replace('_', '-')}-{kind}")

@@ -14,7 +14,8 @@ from infra.local.binaries import find_weed
 from infra.local.processes import Command, bare_environment
 from infra.local.state import State
 
-BUCKETS = ("tiering-lake", "tiering-backup")
+LAKE = "tiering-lake"
+BUCKETS = (LAKE, "tiering-backup")
 REGION = "us-east-1"
 PROBE = "stack-probe"
 # Every part of SeaweedFS listens somewhere; left alone it takes the well-known ports.
@@ -96,9 +97,9 @@ class S3:
             return False
 
     def settle(self) -> None:
-        """Create the buckets that are not there."""
+        """Create the buckets that are not there; the lake's with object lock, which a bucket can only be born with."""
         client = self.client()
         present = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
         for name in BUCKETS:
             if name not in present:
-                client.create_bucket(Bucket=name)
+                client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=name == LAKE)
