@@ -22,6 +22,7 @@ from tiering import errors
 from tiering.model import Column, Fingerprint, State, Tier
 from tiering.ops.work import Work, both, compared_columns, fingerprint_of, prove_copy
 from tiering.plan.layout import lake_key
+from tiering.plan.spans import due
 from tiering.stores import parquet, pgcopy, pghash, tables
 from tiering.stores.lake import LakeFile
 from tiering.stores.opening import Stores
@@ -115,13 +116,30 @@ def write_batches(
         file.seek(0)
         # The name is the content: if it is taken, an earlier attempt got this far. Verification reads it back.
         with suppress(errors.AlreadyExists):
-            stores.objects.put_new(key, file, written.size_bytes, written.sha256)
+            _put(work, key, file, written)
     return work.advance_alone(
         State.COPIED,
         row_count=written.row_count,
         bytes_after=written.size_bytes,
         details={"key": key, "sha256": written.sha256, **details()},
     )
+
+
+def _put(work: Work, key: str, file: IO[bytes], written: parquet.ParquetReceipt) -> None:
+    """Store the file; that of a locked dataset under object lock until its retention is over."""
+    objects, retention = work.stores.objects, work.dataset.policy.retention
+    until = due(work.unit.end, retention) if work.dataset.lock and retention else None
+    if until is None or until <= work.now:
+        objects.put_new(key, file, written.size_bytes, written.sha256)
+        return
+    if not objects.is_lockable():
+        raise errors.PermanentError(
+            "copy",
+            str(work.unit),
+            f"dataset {work.dataset.name} is to be under object lock, and bucket {work.stores.lake_bucket} has none",
+            "Create a bucket with object lock, copy the lake into it and set TIERING_LAKE_BUCKET; or take `lock` away.",
+        )
+    objects.put_new(key, file, written.size_bytes, written.sha256, locked_until=until)
 
 
 def _rows(work: Work, relation: sql.Composable, columns: tuple[Column, ...]) -> Generator[pa.RecordBatch, None, None]:
