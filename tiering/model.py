@@ -153,6 +153,25 @@ class Column:
     nullable: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class LakeColumn:
+    """What the ledger remembers of a column: its field id is given once and never again.
+
+    Attributes:
+        field_id: for life, through every rename; never that of another column, not even after a drop.
+        name: now; of a retired column the last one, changed where a new column took it.
+        pg_type: as the warm tier and the lake carry it.
+        attnum: its number in the hot table, by which a rename is known.
+        is_live: False once the hot table has lost it: warm and cold copies still hold it.
+    """
+
+    field_id: int
+    name: str
+    pg_type: str
+    attnum: int
+    is_live: bool = True
+
+
 EXACT_COLUMN = "_exact"
 """Extra text column of every lake table: JSON object of column → PostgreSQL text, for the values of a
 row that the typed column cannot hold (numeric NaN and ±infinity, infinite dates, year 294276); the

@@ -18,10 +18,11 @@ from tests.builders import BAR_COLUMNS, bars, dataset, unit
 from tiering.model import Dataset, Span, Tier, Unit
 from tiering.plan.columns import plan_columns
 from tiering.stores import tables
+from tiering.stores.lineage import Wanted, follow
 from tiering.stores.postgres import SESSION, execute, fetch, fetch_one
 from tiering.stores.records import UnitRecord
 from tiering.stores.timescale import TimescaleWarm, choose_for
-from tiering.stores.warm import NativeWarm, add_missing_columns
+from tiering.stores.warm import NativeWarm
 
 WARM = TimescaleWarm()
 BARS = dataset()
@@ -281,7 +282,7 @@ def test_a_column_that_the_hot_table_gains_reaches_packed_units(connection: Conn
     pack(connection, record)
     execute(connection, "ALTER TABLE hot.market_bars ADD COLUMN note text")
     install(connection)
-    assert add_missing_columns(connection, "warm.market_bars", [("note", "text")]) == ["note"]
+    follow(connection, "warm.market_bars", [Wanted(12, "note", "text")])
     connection.commit()
     assert fetch(connection, "SELECT count(*) FROM warm.market_bars WHERE note IS NULL") == [(100,)]
     again = unit("2024-01-06")

@@ -40,13 +40,13 @@ def seal(work: Work) -> MoveRecord:
 
 def copy(work: Work) -> MoveRecord:
     """Stream the unit into a Parquet object."""
-    columns = work.columns()
+    columns = work.stored_columns()
     return write_object(work, warm_relation(work, columns), columns)
 
 
 def verify(work: Work) -> MoveRecord:
     """Read the object back in full and compare it with the source."""
-    columns = work.columns()
+    columns = work.stored_columns()
     fingerprint = verify_object(work, warm_relation(work, columns), columns)
     return work.advance_alone(
         State.VERIFIED,

@@ -15,9 +15,9 @@ from psycopg2 import sql
 from tiering import errors
 from tiering.model import Dataset, Tier
 from tiering.ops.audit import check_chain
+from tiering.ops.columns import look, recorded_print
 from tiering.ops.export import fetched
 from tiering.ops.sweep import STAGE_KINDS
-from tiering.ops.work import compared_columns
 from tiering.plan.columns import plan_columns
 from tiering.plan.fsck import Code, Finding, lasting
 from tiering.plan.spans import subtract
@@ -141,13 +141,14 @@ class _Look:
         with self.stores.hot.transaction("describe", name, read_only=True) as connection:
             if not tables.exists(connection, tables.hot_parent(name)):
                 return
-            hot = {n: t for n, t, _ in tables.described_columns(connection, tables.hot_parent(name))}
         with self.stores.warm.transaction("describe", name, read_only=True) as connection:
             if not tables.exists(connection, tables.warm_parent(name)):
                 if self.stores.ledger.knows(name):  # else it was never installed, which is no difference
                     yield Finding(Code.SCHEMA_DRIFT, name, f"{tables.warm_parent(name)} does not exist")
                 return
             warm = {n: t for n, t, _ in tables.described_columns(connection, tables.warm_parent(name))}
+        layout = look(self.stores, name)
+        hot = {c.name: c.pg_type for c in (*layout.live, *layout.retired)}
         for column in sorted(hot.keys() | warm.keys()):
             if hot.get(column) != warm.get(column):
                 text = f"column {column} is {hot.get(column, 'absent')} hot and {warm.get(column, 'absent')} warm"
@@ -249,21 +250,19 @@ def _deep_warm(stores: Stores, dataset: Dataset, record: UnitRecord) -> list[Fin
 def _deep_cold(stores: Stores, dataset: Dataset, record: UnitRecord) -> list[Finding]:
     """Compare the object's bytes with the ledger's hash, and its rows with the ledger's fingerprint."""
     unit = str(record.unit)
-    with stores.hot.transaction("describe", dataset.name, read_only=True) as connection:
-        described = plan_columns(tables.described_columns(connection, tables.hot_parent(dataset.name)))
+    described = look(stores, dataset.name).stored
     try:
         with fetched(stores, record) as file:
             file.seek(0)
             if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:  # type: ignore[arg-type]
                 return [Finding(Code.WRONG_HASH, unit, f"{record.location} has other bytes than were written")]
             file.seek(0)
-            printed = {c.name for c in record.fingerprint.columns} if record.fingerprint else set()
-            # A column that came later was not fingerprinted then.
-            columns = tuple(c for c in compared_columns(dataset, described) if c.name in printed)
             if record.fingerprint is None:
                 return []
+            # A column that came later was not fingerprinted then.
+            recorded, columns = recorded_print(file, record.fingerprint, described)
             batches = parquet.read_parquet_batches(file, columns)
-            differences = record.fingerprint.differences(pghash.fingerprint_batches(batches, columns, dataset.key))
+            differences = recorded.differences(pghash.fingerprint_batches(batches, columns, dataset.key))
     except errors.NotFound as exc:
         return [Finding(Code.MISSING_OBJECT, unit, exc.cause)]
     except errors.CorruptCopy as exc:

@@ -24,6 +24,7 @@ def seal(work: Work) -> MoveRecord:
     Writers in flight are waited for; rows that come later fall into the late partition.
     """
     name = work.dataset.name
+    work.columns()  # before anything moves: what stored data cannot follow stays where it is
     # Rows that came before their partition did may be planned before it was made.
     create_units(work.stores, work.dataset, [(work.unit.begin, work.unit.end)])
     with work.stores.hot.transaction("seal", str(work.unit), lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:

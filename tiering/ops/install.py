@@ -6,20 +6,26 @@ Idempotent; every run of a flow begins with it, so a new dataset, a new column o
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from tiering import errors
-from tiering.model import Column, Dataset, Unit
-from tiering.plan.columns import plan_columns
+from tiering.model import Column, Dataset, Form, Unit
+from tiering.ops import documents
+from tiering.ops.columns import Layout, settle, wanted
 from tiering.plan.spans import unit_of
 from tiering.stores import tables
+from tiering.stores.lineage import Wanted, changes_types, follow
 from tiering.stores.opening import Stores
-from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch_one, identifier, names
-from tiering.stores.warm import add_missing_columns
+from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch, fetch_one, identifier, names
+from tiering.stores.records import OPEN_STATES
+
+log = logging.getLogger(__name__)
 
 UNITS_AHEAD = 2
 """Partitions kept ready beyond the current unit, so that a late schedule does not fill the late partition."""
@@ -76,11 +82,15 @@ def install_dataset(stores: Stores, dataset: Dataset) -> tuple[Column, ...]:
         NotFound: the hot table does not exist.
         SchemaMismatch: it is not partitioned by range of the time column, or a column changed its type.
     """
+    if dataset.form is Form.DOCUMENTS:
+        return documents.install(stores, dataset)
+    if dataset.form is Form.FILES:
+        return ()
     parent = tables.hot_parent(dataset.name)
+    layout = settle(stores, dataset.name)
+    _demand_shape(stores, dataset, layout.live)
     with stores.hot.transaction("install", dataset.name, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
         execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('tiering.install', 0))")
-        columns = plan_columns(tables.described_columns(connection, parent))
-        _demand_shape(connection, dataset, columns)
         late, sealed = tables.late_partition(dataset.name), tables.sealed_parent(dataset.name)
         if not tables.exists(connection, late):
             execute(
@@ -88,16 +98,30 @@ def install_dataset(stores: Stores, dataset: Dataset) -> tuple[Column, ...]:
                 sql.SQL("CREATE TABLE {} PARTITION OF {} DEFAULT").format(identifier(late), identifier(parent)),
             )
         _create_parent(connection, sealed, parent, dataset)
-        _follow(connection, sealed, dataset, columns)
+        _follow(connection, dataset, [(sealed, wanted(layout.stored))])
         if not stores.is_one_database:
-            _create_view(connection, dataset, columns, hot=True, warm=[])
+            _create_view(connection, dataset, layout, hot=True, warm=[])
+    in_stage = _staged(stores, dataset)
     with stores.warm.transaction("install", dataset.name, lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
         execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('tiering.install', 0))")
-        stores.warm_tables.install(connection, dataset, columns)
-        _follow(connection, tables.warm_parent(dataset.name), dataset, columns)
-        warm = stores.warm_tables.every_row(dataset, columns)
-        _create_view(connection, dataset, columns, hot=stores.is_one_database, warm=warm)
-    return columns
+        stores.warm_tables.install(connection, dataset, layout.stored)
+        packed = stores.warm_tables.packed_types(dataset, layout.stored)
+        companions = [(tables.warm_parent(dataset.name), wanted(layout.stored))]
+        companions += [(table, wanted(layout.stored)) for kind, table in in_stage if kind != "packed"]
+        if packed:
+            types = [replace(w, pg_type=packed[w.name], is_nullable=False) for w in wanted(layout.stored)]
+            companions += [(f"{tables.warm_parent(dataset.name)}_packed", types)]
+            companions += [(table, types) for kind, table in in_stage if kind == "packed"]
+        _follow(connection, dataset, [(table, w) for table, w in companions if tables.exists(connection, table)])
+        warm = stores.warm_tables.every_row(dataset, layout.live)
+        _create_view(connection, dataset, layout, hot=stores.is_one_database, warm=warm)
+    return layout.live
+
+
+def _staged(stores: Stores, dataset: Dataset) -> list[tuple[str, str]]:
+    """Name the copies that are being made of a dataset: they become partitions of what follows the hot table."""
+    moves = stores.ledger.moves(dataset.name, OPEN_STATES)
+    return [(kind, tables.stage_table(move.unit, kind)) for move in moves for kind in ("rows", "late", "packed")]
 
 
 def prepare_units(stores: Stores, dataset: Dataset, now: datetime) -> list[Unit]:
@@ -106,6 +130,8 @@ def prepare_units(stores: Stores, dataset: Dataset, now: datetime) -> list[Unit]
     Rows in the late partition whose unit has never left the hot tier are not late at all: they came before
     their partition did. They are moved into it. The late rows of units that did leave stay for the merge.
     """
+    if dataset.form is not Form.TABLE:
+        return []
     with stores.hot.transaction("survey", dataset.name) as connection:
         waiting = late_units(connection, dataset)
         taken = _taken(connection, dataset)
@@ -186,29 +212,15 @@ def _create_parent(connection: Connection, table: str, like: str, dataset: Datas
     )
 
 
-def _follow(connection: Connection, table: str, dataset: Dataset, columns: Sequence[Column]) -> None:
-    """Bring a companion's columns up to the hot table's: added ones are added, anything else is refused."""
-    add_missing_columns(connection, table, [(c.name, c.pg_type) for c in columns])
-    have = {name: kind for name, kind, _ in tables.described_columns(connection, table)}
-    for column in columns:
-        if have[column.name] != column.pg_type:
-            raise errors.SchemaMismatch(
-                "install",
-                dataset.name,
-                f"column {column.name} is {column.pg_type} in the hot table and {have[column.name]} in {table}",
-                "A column's type may not change under stored data: add a new column instead.",
-            )
-    extra = have.keys() - {c.name for c in columns}
-    if extra:
-        raise errors.SchemaMismatch(
-            "install",
-            dataset.name,
-            f"columns {', '.join(sorted(extra))} were dropped or renamed in the hot table but hold data in {table}",
-            "Put the column back (it may be left null), or load the data as a new dataset.",
-        )
+def _follow(connection: Connection, dataset: Dataset, companions: Sequence[tuple[str, Sequence[Wanted]]]) -> None:
+    """Bring companions' columns up to the hot table's, out of the view's way where a type becomes wider."""
+    if any(changes_types(connection, table, columns) for table, columns in companions):
+        execute(connection, sql.SQL("DROP VIEW IF EXISTS {}").format(identifier(f"live.{dataset.name}")))
+    for table, columns in companions:
+        follow(connection, table, columns)
 
 
-def _demand_shape(connection: Connection, dataset: Dataset, columns: Sequence[Column]) -> None:
+def _demand_shape(stores: Stores, dataset: Dataset, columns: Sequence[Column]) -> None:
     found = {c.name for c in columns}
     missing = {dataset.time_column, *dataset.key, *dataset.fingerprint, *dataset.sort} - found
     if missing:
@@ -218,7 +230,8 @@ def _demand_shape(connection: Connection, dataset: Dataset, columns: Sequence[Co
             f"the policy names columns that the table lacks: {', '.join(sorted(missing))}",
             "Correct the dataset's entry in the policy file, or add the columns.",
         )
-    strategy = tables.partition_column(connection, tables.hot_parent(dataset.name))
+    with stores.hot.transaction("look at", dataset.name, read_only=True) as connection:
+        strategy = tables.partition_column(connection, tables.hot_parent(dataset.name))
     if strategy != dataset.time_column:
         raise errors.SchemaMismatch(
             "install",
@@ -229,13 +242,17 @@ def _demand_shape(connection: Connection, dataset: Dataset, columns: Sequence[Co
 
 
 def _create_view(
-    connection: Connection, dataset: Dataset, columns: Sequence[Column], *, hot: bool, warm: Sequence[sql.Composable]
+    connection: Connection, dataset: Dataset, layout: Layout, *, hot: bool, warm: Sequence[sql.Composable]
 ) -> None:
     """Create `live.<dataset>`: every row of this database once, whatever is being moved.
 
     A row waiting in the late partition or in a sealed late generation wins over an older copy of its key.
     """
-    listed = names([c.name for c in columns])
+    if layout.problems:
+        # The two sides have types that do not go together: what readers have stays, until that is remedied.
+        log.warning("view not renewed dataset=%s problems=%s", dataset.name, "; ".join(layout.problems))
+        return
+    listed = names([c.name for c in layout.live])
     parts: list[sql.Composable] = []
     over: list[str] = []
     if hot:
@@ -249,9 +266,37 @@ def _create_view(
     digest = hashlib.sha256(definition.as_string(connection).encode()).hexdigest()[:16]
     # Replacing waits for every reader of the view, so it is done only when the definition is another one.
     if tables.comment_of(connection, f"live.{dataset.name}") != digest:
-        view = identifier(f"live.{dataset.name}")
-        execute(connection, sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(view, definition))
-        execute(connection, sql.SQL("COMMENT ON VIEW {} IS {}").format(view, sql.Literal(digest)))
+        _replace_view(connection, f"live.{dataset.name}", definition, [(c.name, c.pg_type) for c in layout.live])
+        comment = sql.SQL("COMMENT ON VIEW {} IS {}")
+        execute(connection, comment.format(identifier(f"live.{dataset.name}"), sql.Literal(digest)))
+
+
+def _replace_view(
+    connection: Connection, name: str, definition: sql.Composable, columns: Sequence[tuple[str, str]]
+) -> None:
+    """Create or replace a view; where a column was renamed, lost or changed type, drop it but keep its grants.
+
+    Why not always: a drop fails while other views stand upon this one.
+    """
+    grants: list[tuple[str, str, bool]] = []
+    if tables.exists(connection, name):
+        have = [(column, kind) for column, kind, _ in tables.described_columns(connection, name)]
+        if have != list(columns[: len(have)]):
+            grants = [(row[0], row[1], row[2]) for row in fetch(connection, _GRANTS, (tables.regclass(name),))]
+            execute(connection, sql.SQL("DROP VIEW {}").format(identifier(name)))
+    execute(connection, sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(identifier(name), definition))
+    for grantee, privilege, may_grant in grants:
+        statement = sql.SQL("GRANT {} ON {} TO {}{}").format(
+            sql.SQL(privilege),
+            identifier(name),
+            sql.Identifier(grantee) if grantee else sql.SQL("PUBLIC"),
+            sql.SQL(" WITH GRANT OPTION" if may_grant else ""),
+        )
+        execute(connection, statement)
+
+
+_GRANTS = """SELECT CASE a.grantee WHEN 0 THEN '' ELSE pg_get_userbyid(a.grantee) END, a.privilege_type, a.is_grantable
+             FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = to_regclass(%s) AND a.grantee <> c.relowner"""
 
 
 def _without(select: sql.Composable, over: Sequence[str], dataset: Dataset) -> sql.Composable:

@@ -231,7 +231,10 @@ def check(stores: Stores, move_id: int, now: datetime, owner: str) -> tuple[Move
         work = Work(stores, dataset, record, now, owner)
         prepare()  # imports for seconds, once per process: not this unit's time
         began = time.perf_counter()
-        report = _run_check(work)
+        try:
+            report = _run_check(work)
+        except errors.IncompatibleColumns as exc:
+            return _quarantine(work, str(exc), record.state), None
         took = time.perf_counter() - began
         if report.passed or record.forced_because:
             record = work.advance_alone(
@@ -305,7 +308,7 @@ def _step(stores: Stores, move_id: int, state: State, now: datetime, owner: str)
         began = time.perf_counter()
         try:
             done = _with_patience(lambda: _FUNCTIONS[state](STEPS[work.dataset.form, record.transition])(work))
-        except errors.SchemaMismatch as exc:
+        except errors.IncompatibleColumns as exc:
             # The unit waits for its remedy; the others go on. Released, it begins again where its rows are untouched.
             return _quarantine(work, str(exc), State.SEALED if record.has_reached(State.SEALED) else State.PLANNED)
         except errors.VerificationError as exc:

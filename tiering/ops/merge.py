@@ -10,10 +10,12 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from tiering import errors
-from tiering.model import Column, Fingerprint, State, Tier
+from tiering.model import Column, Dataset, Fingerprint, State, Tier
 from tiering.ops import export, handover
+from tiering.ops.columns import recorded_print
 from tiering.ops.work import Work, demand_equal, fingerprint_of, prove_copy
 from tiering.stores import parquet, pgcopy, pghash, tables
+from tiering.stores.opening import Stores
 from tiering.stores.parquet_schema import columns_in
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch_one, identifier, names
 from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json
@@ -21,6 +23,7 @@ from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json
 
 def seal(work: Work) -> MoveRecord:
     """Take the late rows that are there now into a sealed table of their own; later ones wait for the next time."""
+    work.columns()  # before anything moves: what stored data cannot follow stays where it is
     table = tables.hot_partition(work.unit)
     with work.stores.hot.transaction("seal", str(work.unit), lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
         if not tables.exists(connection, table):
@@ -39,7 +42,7 @@ def seal(work: Work) -> MoveRecord:
 def copy(work: Work) -> MoveRecord:
     """Build the merged unit in a stage table; for a cold unit also write and upload its new lake file."""
     old = _old_copy(work)
-    columns = work.columns()
+    columns, stored = work.columns(), work.stored_columns()
     late = _late_in_warm(work)
     stage = tables.stage_table(work.unit, "rows")
     with work.stores.warm.transaction("stage", str(work.unit)) as connection:
@@ -49,38 +52,38 @@ def copy(work: Work) -> MoveRecord:
             connection, stage, tables.warm_parent(work.dataset.name), work.unit, work.dataset.time_column
         )
     if old.tier is Tier.COLD:
-        _load_cold(work, old, stage, columns)
+        load_cold(work.stores, work.dataset, old, stage, stored)
     with work.stores.warm.transaction("merge", str(work.unit)) as connection:
         if old.tier is Tier.WARM:
-            relation = work.stores.warm_tables.relation(connection, work.dataset, old, columns)
-            _insert(connection, stage, relation, columns)
+            relation = work.stores.warm_tables.relation(connection, work.dataset, old, stored)
+            _insert(connection, stage, relation, stored)
         _overlay(connection, stage, late, work, columns)
         execute(connection, sql.SQL("ANALYZE {}").format(identifier(stage)))
         rows = fetch_one(connection, sql.SQL("SELECT count(*) FROM {}").format(identifier(stage)))
     assert rows is not None
     work = work.at(work.advance_alone(State.SEALED, row_count=rows[0], details={"stage": stage, "late": late}))
     if old.tier is Tier.COLD:
-        return export.write_object(work, identifier(stage), columns)
+        return export.write_object(work, identifier(stage), stored)
     return work.advance_alone(State.COPIED, target=stage)
 
 
 def verify(work: Work) -> MoveRecord:
     """Prove that the merged unit is the old copy less the replaced keys, and the late rows, and nothing else."""
-    old, columns, subject = _old_copy(work), work.columns(), str(work.unit)
+    old, columns, stored, subject = _old_copy(work), work.columns(), work.stored_columns(), str(work.unit)
     stage, late = work.record.details["stage"], work.record.details["late"]
     source = fingerprint_of(work.stores.hot, identifier(work.record.source), work.dataset, columns, subject)
     details = {}
     if old.tier is Tier.COLD:
         before = None  # the old file's fingerprint was compared when it was loaded
-        details["fingerprint"] = fingerprint_to_json(export.verify_object(work, identifier(stage), columns))
+        details["fingerprint"] = fingerprint_to_json(export.verify_object(work, identifier(stage), stored))
     else:
         with work.stores.warm.transaction("verify", subject) as connection:
-            relation = work.stores.warm_tables.relation(connection, work.dataset, old, columns)
-        before = _print(work, work.stores.warm, _against(relation, late, work, columns, keep=False), columns)
+            relation = work.stores.warm_tables.relation(connection, work.dataset, old, stored)
+        before = _print(work, work.stores.warm, _against(relation, late, work, stored, keep=False), stored)
     replaced = _print(work, work.stores.warm, _against(identifier(stage), late, work, columns, keep=True), columns)
     prove_copy(f"{subject} (late rows)", source, replaced, work.record.bytes_before)
     if before is not None:
-        kept = _print(work, work.stores.warm, _against(identifier(stage), late, work, columns, keep=False), columns)
+        kept = _print(work, work.stores.warm, _against(identifier(stage), late, work, stored, keep=False), stored)
         demand_equal(f"{subject} (older rows)", before, kept)
     return work.advance_alone(State.VERIFIED, checkpoints_passed=work.record.checkpoints_passed + 1, details=details)
 
@@ -137,17 +140,18 @@ def _late_in_warm(work: Work) -> str:
     return stage
 
 
-def _load_cold(work: Work, old: UnitRecord, stage: str, columns: tuple[Column, ...]) -> None:
-    """Bring the old file's rows back and prove them equal to what was exported."""
-    with export.fetched(work.stores, old) as file, work.stores.warm.transaction("bring back", str(old.unit)) as writing:
+def load_cold(stores: Stores, dataset: Dataset, old: UnitRecord, stage: str, columns: tuple[Column, ...]) -> None:
+    """Bring a cold unit's rows back into a table of the warm database and prove them equal to what was exported."""
+    expected = None
+    with export.fetched(stores, old) as file, stores.warm.transaction("bring back", str(old.unit)) as writing:
         known = columns_in(file, columns)  # a file may be older than a column
+        if old.fingerprint is not None:
+            expected, compared = recorded_print(file, old.fingerprint, known)
         pgcopy.write_rows(writing, identifier(stage), known, parquet.read_parquet_batches(file, known))
-    if old.fingerprint is not None:
-        printed = {column.name for column in old.fingerprint.columns}
-        compared = tuple(column for column in known if column.name in printed)
-        with work.stores.warm.transaction("fingerprint", str(old.unit), read_only=True) as connection:
-            back = pghash.fingerprint(connection, identifier(stage), compared, work.dataset.key)
-        demand_equal(f"{old.unit} (brought back)", old.fingerprint, back)
+    if expected is not None:
+        with stores.warm.transaction("fingerprint", str(old.unit), read_only=True) as connection:
+            back = pghash.fingerprint(connection, identifier(stage), compared, dataset.key)
+        demand_equal(f"{old.unit} (brought back)", expected, back)
 
 
 def _insert(connection: Connection, stage: str, relation: sql.Composable, columns: tuple[Column, ...]) -> None:

@@ -26,7 +26,7 @@ def copy(work: Work) -> MoveRecord:
     The rows' fingerprint is taken first, because in place there is no source left to read afterwards. In place
     the comparison is part of the transaction: a difference rolls it back, and the rows are as they were.
     """
-    unit, columns = warm_unit(work), work.columns()
+    unit, columns = warm_unit(work), work.stored_columns()
     warm, dataset, subject = work.stores.warm_tables, work.dataset, str(work.unit)
     compared = compared_columns(dataset, columns)
     with work.stores.warm.transaction("pack", subject) as connection:
@@ -45,7 +45,7 @@ def copy(work: Work) -> MoveRecord:
 
 def verify(work: Work) -> MoveRecord:
     """Compare the rows, as they were before packing, with what the packed copy unpacks to."""
-    columns, subject, stores = work.columns(), str(work.unit), work.stores
+    columns, subject, stores = work.stored_columns(), str(work.unit), work.stores
     with stores.warm.transaction("find", subject) as connection:
         packed = stores.warm_tables.packed_relation(connection, work.dataset, work.unit, work.record.target, columns)
     source = fingerprint_from_json(work.record.details["rows"])

@@ -16,10 +16,12 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from tiering import errors
-from tiering.model import Column, Dataset, Fingerprint, State
+from tiering.model import Column, Dataset, Fingerprint, Form, State
+from tiering.ops import columns
 from tiering.ops.checkpoints import check_copy
-from tiering.plan.columns import plan_columns
-from tiering.stores import ledger, pghash, tables
+from tiering.ops.columns import Layout
+from tiering.stores import ledger, pghash
+from tiering.stores.bson_typed import document_columns
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres
 from tiering.stores.records import MoveRecord
@@ -59,9 +61,21 @@ class Work:
             yield connection
 
     def columns(self) -> tuple[Column, ...]:
-        """Read the dataset's columns as the hot table declares them now."""
-        with self.stores.hot.transaction("describe", self.dataset.name) as connection:
-            return plan_columns(tables.described_columns(connection, tables.hot_parent(self.dataset.name)))
+        """Read the dataset's columns as the hot table declares them now.
+
+        Raises:
+            IncompatibleColumns: they changed in a way that stored data cannot follow.
+        """
+        if self.dataset.form is Form.DOCUMENTS:
+            return document_columns(self.dataset)
+        return self._layout().demand()
+
+    def stored_columns(self) -> tuple[Column, ...]:
+        """Return the columns that warm and cold copies have: also those that the hot table has lost."""
+        return self._layout().stored
+
+    def _layout(self) -> Layout:
+        return columns.settle(self.stores, self.dataset.name, self.owner)
 
     def audit(self, connection: Connection, action: str, **details: Any) -> None:
         """Append to the audit trail, in the commit's transaction."""

@@ -36,6 +36,7 @@ from tiering.stores import postgres
 from tiering.stores.lake_catalog import CATALOG, NAMESPACE, QuickTransaction, StagingCatalog, open_catalog
 from tiering.stores.lake_schema import evolve_schema, lake_schema, partition_spec, table_properties
 from tiering.stores.objects import S3Objects
+from tiering.stores.parquet_schema import EXACT_FIELD_ID
 from tiering.stores.postgres import Postgres
 
 _INSTALL_LOCK = 0x7469_6572_6C61_6B65  # "tierlake": one creator of the catalog's tables at a time
@@ -138,6 +139,13 @@ class IcebergLake:
             except CommitConflict:
                 continue  # most likely another run made the same change just now
         return self._evolve(dataset, columns)
+
+    def field_ids(self, dataset: str) -> dict[str, int]:
+        """Return the field id of every column that the table has or ever had, by its last name."""
+        found: dict[str, int] = {}
+        for schema in sorted(self._table(dataset).metadata.schemas, key=lambda schema: schema.schema_id):
+            found |= {field.name: field.field_id for field in schema.fields if field.field_id != EXACT_FIELD_ID}
+        return found
 
     def stage_add(self, dataset: str, file: LakeFile) -> StagedCommit:
         """Stage one new file; see `stage`."""

@@ -26,7 +26,7 @@ from pyiceberg.types import (
     UUIDType,
 )
 
-from tiering.errors import SchemaMismatch
+from tiering.errors import IncompatibleColumns, SchemaMismatch
 from tiering.model import EXACT_COLUMN, Column, Kind, Span
 from tiering.stores.parquet_schema import EXACT_FIELD_ID
 
@@ -80,7 +80,8 @@ def evolve_schema(dataset: str, current: Schema, columns: tuple[Column, ...], sc
         new = wanted.pop(old.field_id, old)
         if not _is_widening(old.field_type, new.field_type):
             change = f"column {new.name} was {old.field_type} and is {new.field_type}"
-            raise SchemaMismatch("evolve lake table", dataset, change, "Give the column a new name; old files stay.")
+            hint = "Give the column a new name; old files stay."
+            raise IncompatibleColumns("evolve lake table", dataset, change, hint)
         fields.append(new)
     fields = [field for field in fields if field.field_id != EXACT_FIELD_ID] + list(wanted.values())
     names = [field.name for field in fields]

@@ -7,7 +7,8 @@ unique, on the same pyarrow. Statistics are kept but for floats: a NaN makes min
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ import pyarrow.parquet as pq
 
 from tiering.errors import CorruptCopy, SchemaMismatch, StoreFull, StoreUnavailable
 from tiering.model import EXACT_COLUMN, Column, Kind
-from tiering.stores.parquet_schema import arrow_schema, batch_schema
+from tiering.stores.parquet_schema import EXACT_FIELD_ID, arrow_type, batch_schema, field_names
 from tiering.stores.parquet_sort import SortedRows, release_memory
+from tiering.stores.pgcopy_exact import exact_json
 
 ROW_GROUP_ROWS_MAX = 131_072
 _ROW_GROUP_BYTES = 16 << 20
@@ -27,7 +29,8 @@ _READ_ROWS = 16_384
 
 # Sorted integers differ little from row to row; decimals of up to 18 digits are stored as integers too.
 _DELTA = (Kind.INT2, Kind.INT4, Kind.INT8, Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
-_SPLIT = (Kind.FLOAT4, Kind.FLOAT8, Kind.UUID)
+# Of fixed-size bytes too, says the format; DuckDB 1.5 reads it of floats only.
+_SPLIT = (Kind.FLOAT4, Kind.FLOAT8)
 _DICTIONARY = (Kind.TEXT, Kind.EXACT_TEXT)
 
 
@@ -188,7 +191,7 @@ def _options(columns: Sequence[Column], sort: Sequence[str]) -> dict[str, Any]:
 def _encoding(column: Column) -> str:
     if column.kind in _DELTA or (column.kind is Kind.DECIMAL and column.precision <= 18):
         return "DELTA_BINARY_PACKED"
-    if column.kind in _SPLIT or column.kind is Kind.DECIMAL:
+    if column.kind in _SPLIT:
         return "BYTE_STREAM_SPLIT"
     return "DELTA_LENGTH_BYTE_ARRAY" if column.kind is Kind.BYTES else ""
 
@@ -197,6 +200,8 @@ def read_parquet_batches(
     source: Path | BinaryIO | pa.NativeFile, columns: Sequence[Column], *, names: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Read a lake file back in bounded memory, in file order; text comes as dictionaries.
+
+    Columns are found by field id: under another name or a narrower type they come as they are called and typed now.
 
     Args:
         source: a path or an open, seekable file.
@@ -208,15 +213,20 @@ def read_parquet_batches(
         SchemaMismatch: its columns are not `columns`.
     """
     subject = str(source) if isinstance(source, Path) else "parquet file"
-    wanted = [c.name for c in columns if names is None or c.name in names] + [EXACT_COLUMN]
-    text = [c.name for c in columns if c.kind in _DICTIONARY]
+    wanted = [c for c in columns if names is None or c.name in names]
     try:
+        with pq.ParquetFile(source, pre_buffer=False) as file:
+            known = _match(file.schema_arrow, columns, subject)
+        if not isinstance(source, Path):
+            source.seek(0)
+        text = [known[c.name] for c in wanted if c.kind in _DICTIONARY]
+        asked = [*(known[c.name] for c in wanted), EXACT_COLUMN]
         with pq.ParquetFile(source, read_dictionary=text, pre_buffer=False) as file:
-            _check_schema(file.schema_arrow, columns, subject)
+            translate = _translator(file.schema_arrow, wanted, known)
             count = 0
-            for batch in file.iter_batches(_READ_ROWS, columns=wanted, use_threads=False):
+            for batch in file.iter_batches(_READ_ROWS, columns=asked, use_threads=False):
                 count += batch.num_rows
-                yield batch
+                yield translate(batch)
             if count != file.metadata.num_rows:
                 raise CorruptCopy("read parquet", subject, f"{count} rows of {file.metadata.num_rows}")
     except FileNotFoundError as exc:
@@ -225,13 +235,62 @@ def read_parquet_batches(
         raise CorruptCopy("read parquet", subject, str(exc)) from exc
 
 
-def _check_schema(found: pa.Schema, columns: Sequence[Column], subject: str) -> None:
-    """Compare names and field ids with what the table has."""
-    wanted = arrow_schema(columns)
-    for field in wanted:
-        at = found.get_field_index(field.name)
-        if at < 0:
-            raise SchemaMismatch("read parquet", subject, f"column {field.name} is missing")
-        mine, theirs = field.metadata[b"PARQUET:field_id"], (found.field(at).metadata or {}).get(b"PARQUET:field_id")
-        if mine != theirs:
-            raise SchemaMismatch("read parquet", subject, f"column {field.name} has field id {theirs!r}, not {mine!r}")
+def _match(found: pa.Schema, columns: Sequence[Column], subject: str) -> dict[str, str]:
+    """Find every column's name in the file by its field id, and see that its type there fits."""
+    names = field_names(found)
+    if names.get(EXACT_FIELD_ID) != EXACT_COLUMN:
+        raise SchemaMismatch("read parquet", subject, f"column {EXACT_COLUMN} is missing")
+    known = {}
+    for column in columns:
+        name = names.get(column.field_id)
+        if name is None:
+            cause = f"column {column.name} (field id {column.field_id}) is missing"
+            raise SchemaMismatch("read parquet", subject, cause)
+        have = found.field(name).type
+        if not _fits(have, arrow_type(column)):
+            raise SchemaMismatch("read parquet", subject, f"column {column.name} is {have}, not {arrow_type(column)}")
+        known[column.name] = name
+    return known
+
+
+def _fits(have: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_decimal(have) and pa.types.is_decimal(wanted):
+        return bool(have.scale == wanted.scale and have.precision <= wanted.precision)
+    if isinstance(wanted, pa.BaseExtensionType):  # as written without Arrow's own schema, a UUID is its storage
+        return have in (wanted, wanted.storage_type)
+    return have == wanted or (have, wanted) in ((pa.int32(), pa.int64()), (pa.float32(), pa.float64()))
+
+
+def _translator(
+    found: pa.Schema, columns: Sequence[Column], known: Mapping[str, str]
+) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    """Make the function that gives a batch of the file the columns' names and types of today."""
+    cast = {c.name: arrow_type(c) for c in columns if _is_narrower(found.field(known[c.name]).type, arrow_type(c))}
+    renamed = {old: new for new, old in known.items()}
+    is_same = not cast and all(old == new for new, old in known.items())
+    names = [*(c.name for c in columns), EXACT_COLUMN]
+
+    def translate(batch: pa.RecordBatch) -> pa.RecordBatch:
+        if is_same:
+            return batch
+        arrays = [batch.column(known[c.name]) for c in columns]
+        arrays = [a.cast(cast[c.name]) if c.name in cast else a for c, a in zip(columns, arrays, strict=True)]
+        exact = batch.column(EXACT_COLUMN)
+        if exact.null_count < len(exact):
+            exact = pa.array([_renamed_exact(text, renamed) for text in exact.to_pylist()], pa.string())
+        return pa.RecordBatch.from_arrays([*arrays, exact], names=names)
+
+    return translate
+
+
+def _is_narrower(have: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_decimal(have):
+        return bool(have.precision < wanted.precision)
+    return have != wanted and (have, wanted) in ((pa.int32(), pa.int64()), (pa.float32(), pa.float64()))
+
+
+def _renamed_exact(text: str | None, renamed: Mapping[str, str]) -> str | None:
+    if text is None:
+        return None
+    kept = {renamed[name]: value for name, value in json.loads(text).items() if name in renamed}
+    return exact_json(kept) if kept else None

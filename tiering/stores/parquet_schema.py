@@ -67,9 +67,28 @@ def _schema(columns: Sequence[Column], type_of: Callable[[Column], pa.DataType])
     return pa.schema([*fields, exact])
 
 
+def field_names(schema: pa.Schema) -> dict[int, str]:
+    """Name a lake file's columns by field id: the names are those of the day when it was written."""
+    return {number: field.name for number, field in _by_id(schema).items()}
+
+
 def columns_in(file: IO[bytes], columns: Sequence[Column]) -> tuple[Column, ...]:
-    """Choose those of the columns that a lake file has: a file may be older than a column. Rewinds the file."""
+    """Choose those of the columns that a lake file has, by field id: a file may be older than a column.
+
+    Rewinds the file.
+    """
+    have = fields_in(file)
+    return tuple(column for column in columns if column.field_id in have)
+
+
+def fields_in(file: IO[bytes]) -> dict[int, pa.Field]:
+    """Describe an open lake file's columns by field id. Rewinds the file."""
     with pq.ParquetFile(file, pre_buffer=False) as found:
-        have = set(found.schema_arrow.names)
+        fields = _by_id(found.schema_arrow)
     file.seek(0)
-    return tuple(column for column in columns if column.name in have)
+    return fields
+
+
+def _by_id(schema: pa.Schema) -> dict[int, pa.Field]:
+    ids = {(field.metadata or {}).get(b"PARQUET:field_id"): field for field in schema}
+    return {int(number): field for number, field in ids.items() if number is not None}

@@ -73,13 +73,13 @@ def trash_table(unit: Unit, move_id: int, what: str) -> str:
 
 def exists(connection: Connection, table: str) -> bool:
     """Tell whether a relation exists."""
-    row = fetch_one(connection, "SELECT to_regclass(%s) IS NOT NULL", (_regclass(table),))
+    row = fetch_one(connection, "SELECT to_regclass(%s) IS NOT NULL", (regclass(table),))
     return bool(row and row[0])
 
 
 def comment_of(connection: Connection, table: str) -> str | None:
     """Return a relation's comment, None without one or without the relation."""
-    row = fetch_one(connection, "SELECT obj_description(to_regclass(%s), 'pg_class')", (_regclass(table),))
+    row = fetch_one(connection, "SELECT obj_description(to_regclass(%s), 'pg_class')", (regclass(table),))
     return None if row is None else row[0]
 
 
@@ -89,7 +89,7 @@ def parent_of(connection: Connection, table: str) -> str | None:
         connection,
         """SELECT n.nspname || '.' || c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhparent
            JOIN pg_namespace n ON n.oid = c.relnamespace WHERE i.inhrelid = to_regclass(%s)""",
-        (_regclass(table),),
+        (regclass(table),),
     )
     return str(row[0]) if row else None
 
@@ -100,7 +100,7 @@ def children(connection: Connection, parent: str) -> list[str]:
         connection,
         """SELECT n.nspname || '.' || c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
            JOIN pg_namespace n ON n.oid = c.relnamespace WHERE i.inhparent = to_regclass(%s) ORDER BY 1""",
-        (_regclass(parent),),
+        (regclass(parent),),
     )
     return [str(row[0]) for row in rows]
 
@@ -116,7 +116,7 @@ def partitions(connection: Connection, parent: str) -> list[Partition]:
                   greatest(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)
            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
            WHERE i.inhparent = to_regclass(%s)""",
-        (_regclass(parent),),
+        (regclass(parent),),
     )
     found = [Partition(name, *_bounds(bound, name), estimate, size) for name, bound, estimate, size in rows]
     return sorted(found, key=lambda p: (p.begin is None, p.begin, p.name) if p.begin else (True, p.name, p.name))
@@ -160,12 +160,27 @@ def create_like(connection: Connection, table: str, like: str, unit: Unit, time_
 
 def attach(connection: Connection, parent: str, table: str, unit: Unit) -> None:
     """Attach a standalone table as the unit's partition. Instant: its CHECK spares the scan."""
+    match_columns(connection, parent, table)
     execute(
         connection,
         sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
             identifier(parent), identifier(table), sql.Literal(unit.begin), sql.Literal(unit.end)
         ),
     )
+
+
+def match_columns(connection: Connection, parent: str, table: str) -> None:
+    """Add to a table the columns of its parent-to-be that it lacks, null: its source has lost them since."""
+    have = {name for name, _, _ in described_columns(connection, table)}
+    for name, pg_type, _ in described_columns(connection, parent):
+        if name not in have:
+            # format_type() output comes from the server itself and cannot be a parameter
+            execute(
+                connection,
+                sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(
+                    identifier(table), sql.Identifier(name), sql.SQL(pg_type)
+                ),
+            )
 
 
 def detach(connection: Connection, parent: str, table: str) -> None:
@@ -223,7 +238,7 @@ def drop(connection: Connection, table: str) -> None:
 
 def size_bytes(connection: Connection, table: str) -> int:
     """Return a table's bytes with its indexes and TOAST, 0 if it does not exist."""
-    row = fetch_one(connection, "SELECT coalesce(pg_total_relation_size(to_regclass(%s)), 0)", (_regclass(table),))
+    row = fetch_one(connection, "SELECT coalesce(pg_total_relation_size(to_regclass(%s)), 0)", (regclass(table),))
     return int(row[0]) if row else 0
 
 
@@ -233,7 +248,7 @@ def described_columns(connection: Connection, table: str) -> list[tuple[str, str
         connection,
         """SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute
            WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum""",
-        (_regclass(table),),
+        (regclass(table),),
     )
     if not rows:
         raise errors.NotFound("describe", table, "no such table", "Create it, then run `tiering install`.")
@@ -248,12 +263,13 @@ def unique_key_covers(connection: Connection, table: str, key: Sequence[str]) ->
            JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = ANY(x.indkey)
            WHERE x.indrelid = to_regclass(%s) AND x.indisunique AND x.indisvalid AND x.indpred IS NULL
              AND x.indexprs IS NULL GROUP BY x.indexrelid""",
-        (_regclass(table),),
+        (regclass(table),),
     )
     return any(not_null and set(columns) <= set(key) for columns, not_null in rows)
 
 
-def _regclass(table: str) -> str:
+def regclass(table: str) -> str:
+    """Write `schema.table` as text that to_regclass() reads back to exactly that."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in table.split(".", 1))
 
 
@@ -264,7 +280,7 @@ def partition_column(connection: Connection, table: str) -> str | None:
         """SELECT a.attname FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid
              AND a.attnum = p.partattrs[0]
            WHERE p.partrelid = to_regclass(%s) AND p.partstrat = 'r' AND p.partnatts = 1""",
-        (_regclass(table),),
+        (regclass(table),),
     )
     return str(row[0]) if row else None
 

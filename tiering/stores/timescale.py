@@ -40,6 +40,10 @@ class TimescaleWarm:
         if not _is_hypertable(connection, parent):
             _create_hypertable(connection, parent, dataset)
 
+    def packed_types(self, dataset: Dataset, columns: Sequence[Column]) -> dict[str, str]:
+        """Return nothing: units are packed in place."""
+        return {}
+
     def relation(
         self, connection: Connection, dataset: Dataset, record: UnitRecord, columns: Sequence[Column]
     ) -> sql.Composable:
@@ -60,6 +64,7 @@ class TimescaleWarm:
         location = tables.warm_partition(unit)
         tables.rename(connection, table, location)
         tables.fence(connection, location)
+        tables.match_columns(connection, tables.warm_parent(dataset.name), location)
         _attach(connection, dataset, unit, location)
         if tables.parent_of(connection, location) != tables.warm_parent(dataset.name):
             raise errors.PermanentError(
@@ -147,6 +152,10 @@ class ChosenWarm:
     ) -> sql.Composable:
         """Ask the chosen backend."""
         return self._of(connection, dataset).relation(connection, dataset, record, columns)
+
+    def packed_types(self, dataset: Dataset, columns: Sequence[Column]) -> dict[str, str]:
+        """Ask the backend chosen by `install`."""
+        return self._chosen[dataset.name].packed_types(dataset, columns)
 
     def every_row(self, dataset: Dataset, columns: Sequence[Column]) -> list[sql.Composable]:
         """Ask the chosen backend; open a connection only if nobody has asked about the dataset before."""

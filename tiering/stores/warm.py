@@ -32,7 +32,10 @@ class WarmTables(Protocol):
     engine: str
 
     def install(self, connection: Connection, dataset: Dataset, columns: Sequence[Column]) -> None:
-        """Create the dataset's warm tables if they are missing; add columns that the hot table gained."""
+        """Create the dataset's warm tables if they are missing; their columns follow later (stores/lineage.py)."""
+
+    def packed_types(self, dataset: Dataset, columns: Sequence[Column]) -> dict[str, str]:
+        """Return the types of the columns in the table of packed units; nothing where there is no such table."""
 
     def relation(
         self, connection: Connection, dataset: Dataset, record: UnitRecord, columns: Sequence[Column]
@@ -91,7 +94,10 @@ class NativeWarm:
                 identifier(_packed_parent(dataset)), _packed_definition(dataset, columns)
             ),
         )
-        add_missing_columns(connection, _packed_parent(dataset), _packed_types(dataset, columns))
+
+    def packed_types(self, dataset: Dataset, columns: Sequence[Column]) -> dict[str, str]:
+        """Return an array type for each column but the group's."""
+        return dict(_packed_types(dataset, columns))
 
     def relation(
         self, connection: Connection, dataset: Dataset, record: UnitRecord, columns: Sequence[Column]
@@ -163,19 +169,6 @@ class NativeWarm:
     def size_bytes(self, connection: Connection, dataset: Dataset, location: str) -> int:
         """Return the table's bytes with indexes and TOAST."""
         return tables.size_bytes(connection, location)
-
-
-def add_missing_columns(connection: Connection, table: str, wanted: Sequence[tuple[str, str]]) -> list[str]:
-    """Add the columns (name, type) that a table lacks, nullable; return their names."""
-    have = {name for name, _, _ in tables.described_columns(connection, table)}
-    missing = [(name, kind) for name, kind in wanted if name not in have]
-    for name, kind in missing:
-        # format_type() output comes from the server itself and cannot be a parameter
-        execute(
-            connection,
-            sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(identifier(table), sql.Identifier(name), sql.SQL(kind)),
-        )
-    return [name for name, _ in missing]
 
 
 def definition(dataset: Dataset, columns: Sequence[Column]) -> sql.Composed:
