@@ -77,11 +77,15 @@ def _open_fresh(stack: Stack, name: str, hot: str, warm: str) -> Settings:
         for database in sorted({hot, warm}):
             cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
     lake, backup = (bucket.format(name.replace("_", "-")) for bucket in ("{}-lake", "{}-backup"))
+    files = f"{name.replace('_', '-')}-files"
+    stack.s3.client().create_bucket(Bucket=files)
+    stack.s3.client().put_bucket_versioning(Bucket=files, VersioningConfiguration={"Status": "Enabled"})
     for bucket in (lake, backup):
         stack.s3.client().create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=bucket == lake)
     urls = {"hot_pg_url": stack.postgres.url(hot), "warm_pg_url": stack.postgres.url(warm)}
     urls |= {"hot_mongo_url": stack.mongo.url(hot), "warm_mongo_url": stack.mongo.url(warm)}
     changed = {key: SecretStr(url) for key, url in urls.items()} | {"lake_bucket": lake, "backup_bucket": backup}
+    changed |= {"files_bucket": files}
     return stack.settings().model_copy(update=changed)
 
 
@@ -92,7 +96,7 @@ def _drop_fresh(stack: Stack, databases: list[str], name: str) -> None:
     with MongoClient[dict[str, object]](stack.mongo.url("admin")) as client:
         for database in databases:
             client.drop_database(database)
-    for kind in ("lake", "backup"):
+    for kind in ("lake", "backup", "files"):
         # SeaweedFS drops a bucket with everything in it, but for objects under lock: they go with the session's stack.
         with contextlib.suppress(stack.s3.client().exceptions.ClientError):
             stack.s3.client().delete_bucket(Bucket=f"{name.replace('_', '-')}-{kind}")

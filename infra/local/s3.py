@@ -15,7 +15,7 @@ from infra.local.processes import Command, bare_environment
 from infra.local.state import State
 
 LAKE = "tiering-lake"
-BUCKETS = (LAKE, "tiering-backup")
+BUCKETS = (LAKE, "tiering-backup", "tiering-files")
 REGION = "us-east-1"
 PROBE = "stack-probe"
 # Every part of SeaweedFS listens somewhere; left alone it takes the well-known ports.
@@ -103,3 +103,5 @@ class S3:
         for name in BUCKETS:
             if name not in present:
                 client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=name == LAKE)
+        # Applications overwrite files; a change of class must not hide what they wrote at the same instant.
+        client.put_bucket_versioning(Bucket=BUCKETS[2], VersioningConfiguration={"Status": "Enabled"})

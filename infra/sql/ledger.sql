@@ -52,7 +52,12 @@ DO $$ BEGIN
                    WHERE table_schema = 'tiering' AND table_name = 'unit' AND column_name = 'storage_class') THEN
         ALTER TABLE tiering.unit ADD COLUMN storage_class text NOT NULL DEFAULT 'STANDARD';
         ALTER TABLE tiering.trash DROP CONSTRAINT IF EXISTS trash_store_check,
-            ADD CONSTRAINT trash_store_check CHECK (store IN ('hot', 'warm', 'lake', 'documents'));
+            ADD CONSTRAINT trash_store_check CHECK (store IN ('hot', 'warm', 'lake', 'documents', 'files'));
+    END IF;
+    IF EXISTS (SELECT FROM pg_constraint WHERE conname = 'trash_store_check'
+               AND conrelid = to_regclass('tiering.trash') AND pg_get_constraintdef(oid) NOT LIKE '%files%') THEN
+        ALTER TABLE tiering.trash DROP CONSTRAINT trash_store_check,
+            ADD CONSTRAINT trash_store_check CHECK (store IN ('hot', 'warm', 'lake', 'documents', 'files'));
     END IF;
 END $$;
 
@@ -68,7 +73,7 @@ CREATE TABLE IF NOT EXISTS tiering.trash (
     move_id      bigint      NOT NULL,
     dataset      text        NOT NULL,
     begin_at     timestamptz NOT NULL,
-    store        text        NOT NULL CHECK (store IN ('hot', 'warm', 'lake', 'documents')),
+    store        text        NOT NULL CHECK (store IN ('hot', 'warm', 'lake', 'documents', 'files')),
     location     text        NOT NULL,
     size_bytes   bigint      NOT NULL DEFAULT 0,
     trashed_at   timestamptz NOT NULL,

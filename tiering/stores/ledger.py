@@ -378,13 +378,16 @@ def _fits(move: Move, unit: UnitRecord | None) -> bool:
     if move.transition is Transition.HOT_TO_WARM:
         return unit is None
     if unit is None:
-        return False
+        # Files: a unit is recorded once its objects have left STANDARD.
+        return move.transition in (Transition.ARCHIVE, Transition.EXPIRE)
     is_next = unit.unit.generation == move.unit.generation - 1
     is_same = unit.unit.generation == move.unit.generation
     if move.transition is Transition.MERGE:
         return is_next and unit.tier is not Tier.EXPIRED
     if move.transition is Transition.EXPIRE:
         return is_next if unit.tier is Tier.EXPIRED else is_same
+    if move.transition is Transition.ARCHIVE:
+        return is_same and unit.tier is not Tier.EXPIRED
     return is_same and unit.tier is Tier.WARM and not (move.transition is Transition.COMPRESS and unit.is_compressed)
 
 
