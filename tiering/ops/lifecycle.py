@@ -22,6 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from tiering import errors
 from tiering.model import Dataset, Form, Plan, Receipt, Residence, State, Tier, Transition, Unit
 from tiering.ops import (
+    archive,
     document_checks,
     document_expire,
     document_export,
@@ -30,6 +31,7 @@ from tiering.ops import (
     documents,
     expire,
     export,
+    files,
     handover,
     merge,
     pack,
@@ -55,11 +57,15 @@ STEPS: dict[tuple[Form, Transition], ModuleType] = {
     (Form.TABLE, Transition.MERGE): merge,
     (Form.TABLE, Transition.COMPRESS): pack,
     (Form.TABLE, Transition.WARM_TO_COLD): export,
+    (Form.TABLE, Transition.ARCHIVE): archive,
     (Form.TABLE, Transition.EXPIRE): expire,
     (Form.DOCUMENTS, Transition.HOT_TO_WARM): document_handover,
     (Form.DOCUMENTS, Transition.MERGE): document_merge,
     (Form.DOCUMENTS, Transition.WARM_TO_COLD): document_export,
+    (Form.DOCUMENTS, Transition.ARCHIVE): archive,
     (Form.DOCUMENTS, Transition.EXPIRE): document_expire,
+    (Form.FILES, Transition.ARCHIVE): files,
+    (Form.FILES, Transition.EXPIRE): files,
 }
 ORDER = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED, State.COMMITTED)
 CHECKED = (Transition.HOT_TO_WARM, Transition.MERGE, Transition.WARM_TO_COLD)
@@ -84,6 +90,8 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
 
     Hot first, ledger second: a unit handed over in between is found at its new place, and never missed.
     """
+    if dataset.form is Form.FILES:
+        return files.survey(stores, dataset)
     survey_hot = documents.survey_hot if dataset.form is Form.DOCUMENTS else _survey_hot
     hot, waiting, newest = survey_hot(stores, dataset)
     late = {unit.begin: count for unit, count in waiting}
@@ -334,6 +342,8 @@ _FUNCTIONS: dict[State, Callable[[ModuleType], Callable[[Work], MoveRecord]]] = 
 
 def _settle(work: Work) -> None:
     """Take the hot copy of a committed move out of sight; where a reader is in the way, the next run does."""
+    if work.dataset.form is Form.FILES or work.record.transition is Transition.ARCHIVE:
+        return
     settle = documents.settle if work.dataset.form is Form.DOCUMENTS else handover.settle
     with contextlib.suppress(errors.CommitConflict):
         _with_patience(lambda: settle(work))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tiering.model import Policies
@@ -29,6 +29,7 @@ class Stores:
     ledger: Ledger
     lake: IcebergLake
     objects: S3Objects
+    files: S3Objects
     lake_bucket: str
     is_one_database: bool
     scratch_dir: Path | None
@@ -51,6 +52,7 @@ def open_stores(settings: Settings, policies: Policies) -> Iterator[Stores]:
     objects = S3Objects(
         settings.s3_url, settings.lake_bucket, settings.s3_access_key, settings.s3_secret_key, settings.s3_region
     )
+    files = replace(objects, bucket=settings.files_bucket)
     lake = IcebergLake(
         settings.warm_pg_url,
         settings.s3_url,
@@ -69,6 +71,7 @@ def open_stores(settings: Settings, policies: Policies) -> Iterator[Stores]:
             ledger=Ledger(warm),
             lake=lake,
             objects=objects,
+            files=files,
             lake_bucket=settings.lake_bucket,
             is_one_database=settings.is_one_database,
             scratch_dir=settings.scratch_dir,
