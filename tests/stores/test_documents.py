@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import bson
@@ -346,7 +346,8 @@ def test_a_connection_that_breaks_is_never_a_short_read(
 def test_an_insert_that_is_cut_off_is_carried_on(store: Documents, url: SecretStr, after_bytes: int) -> None:
     batch = make(2000)
     with by_proxy(url) as (through, proxy):
-        with proxy.fault(Fault("up", after_bytes)) as fault, pytest.raises(errors.StoreUnavailable):
+        # The driver tries once again by itself, which may be enough.
+        with proxy.fault(Fault("up", after_bytes)) as fault, suppress(errors.StoreUnavailable):
             through.insert_missing("news", batch)
         assert fault.struck
         through.insert_missing("news", batch)
