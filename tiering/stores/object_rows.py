@@ -57,6 +57,7 @@ def list_objects(
     bucket: str | None = None,
     prefix: str = "",
     state: RestoreState | None = None,
+    limit: int | None = None,
 ) -> list[ObjectRecord]:
     """List the rows that match all that is given, by bucket and key."""
     rows = fetch(
@@ -67,8 +68,8 @@ def list_objects(
               AND (%(bucket)s::text IS NULL OR bucket = %(bucket)s)
               AND starts_with(object_key, %(prefix)s)
               AND (%(state)s::text IS NULL OR restore_state = %(state)s)
-            ORDER BY bucket, object_key""",
-        {"dataset": dataset, "begin": begin, "bucket": bucket, "prefix": prefix, "state": state},
+            ORDER BY bucket, object_key LIMIT %(limit)s""",
+        {"limit": limit, "dataset": dataset, "begin": begin, "bucket": bucket, "prefix": prefix, "state": state},
     )
     return [ObjectRecord(*(*row[:8], RestoreState(row[8]), *row[9:])) for row in rows]
 

@@ -13,7 +13,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from tiering.errors import AccessDenied, ObjectLocked
-from tiering.stores.objects_client import S3Bucket
+from tiering.stores.objects_client import S3Bucket, describe
 from tiering.stores.objects_errors import mapped
 from tiering.stores.ports import ObjectVersion
 
@@ -88,6 +88,27 @@ class VersionedBucket(S3Bucket):
         if refused := self._delete(list(named)):
             raise self._locked("delete", *refused[0])
 
+    def delete_expired(self, key: str, etag: str, before: datetime) -> None:
+        """Delete every version of an object, if it still is the one meant; else what is below the one written since.
+
+        Why by version: what somebody writes under this key from now on has a version of its own, and stays.
+
+        Args:
+            key: of the object; it may be gone.
+            etag: as `stat` gave it for the object that is meant.
+            before: of an object written since, versions older than this go as well.
+
+        Raises:
+            ObjectLocked: a version is under lock; the others are deleted.
+        """
+        versions = list(self.versions_of(key))
+        if not versions:
+            return
+        newest = versions[0]
+        is_meant = newest.is_delete_marker or describe(key, self._head(key, newest.version_id)).etag == etag
+        doomed = versions if is_meant else [v for v in versions[1:] if v.etag == etag or v.modified_at < before]
+        self.delete_versions((key, version.version_id) for version in doomed)
+
     def _delete(self, named: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Delete what may be deleted; return what the server refused."""
         refused = []
@@ -125,7 +146,8 @@ def lock_of(head: Any) -> datetime | None:
 def _version(entry: Any, is_marker: bool) -> ObjectVersion:
     size = 0 if is_marker else entry["Size"]
     latest, at = bool(entry.get("IsLatest")), entry["LastModified"]
-    return ObjectVersion(entry["Key"], entry["VersionId"], size, latest, is_marker, at)
+    etag = entry.get("ETag", "").strip('"')
+    return ObjectVersion(entry["Key"], entry["VersionId"], size, latest, is_marker, at, etag)
 
 
 def _time(version: ObjectVersion) -> float:

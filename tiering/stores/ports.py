@@ -43,6 +43,7 @@ class ObjectVersion:
     is_latest: bool
     is_delete_marker: bool
     modified_at: datetime
+    etag: str = ""
 
 
 class RestoreState(StrEnum):
