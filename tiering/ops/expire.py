@@ -8,7 +8,7 @@ from __future__ import annotations
 from psycopg2.extensions import connection as Connection
 
 from tiering import errors
-from tiering.model import State, Tier
+from tiering.model import State, StorageClass, Tier
 from tiering.ops import handover, merge
 from tiering.ops.work import Work
 from tiering.stores import tables
@@ -80,7 +80,8 @@ def retire_object(work: Work, connection: Connection, unit: UnitRecord) -> None:
     """Take a cold unit's file out of the lake table and hand its object to the sweep, in the commit's transaction."""
     name = work.dataset.name
     execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
-    work.stores.lake.apply(connection, work.stores.lake.stage_remove(name, unit.location))
+    if unit.storage_class is not StorageClass.DEEP_ARCHIVE:  # then it has left the live table already
+        work.stores.lake.apply(connection, work.stores.lake.stage_remove(name, unit.location))
     work.trash(connection, "lake", unit.location, unit.size_bytes)
 
 

@@ -20,13 +20,14 @@ from datetime import datetime
 
 from psycopg2.extensions import connection as Connection
 
-from tiering.errors import TransientError
-from tiering.model import Dataset
+from tiering.errors import ObjectLocked, TransientError
+from tiering.model import Dataset, Form
 from tiering.ops import handover
 from tiering.ops.audit import note_head
 from tiering.plan.spans import subtract
 from tiering.stores import tables
 from tiering.stores.ledger import audit
+from tiering.stores.object_rows import forget_objects, list_objects
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch, fetch_one
 from tiering.stores.records import OPEN_STATES, TrashRecord
@@ -91,7 +92,10 @@ def _jobs(
     jobs: list[Callable[[], list[Swept]]] = [
         functools.partial(_drop_trash, stores, item, actor, dry_run) for item in over if item.store in ("hot", "warm")
     ]
-    if stores.lake.exists(dataset.name):
+    jobs += [
+        functools.partial(_drop_files, stores, item, actor, dry_run) for item in over if item.store == "files"
+    ]
+    if dataset.form is not Form.FILES and stores.lake.exists(dataset.name):
         jobs.append(functools.partial(_sweep_lake, stores, dataset, over, now, actor, dry_run))
     return jobs
 
@@ -119,6 +123,27 @@ def _drop_trash(stores: Stores, item: TrashRecord, actor: str, dry_run: bool) ->
                 _drop_hot(stores, item)
             _reclaim(ledger, item, actor)
     return [Swept(item.store, item.location, item.size_bytes, "undo window over")]
+
+
+def _drop_files(stores: Stores, item: TrashRecord, actor: str, dry_run: bool) -> list[Swept]:
+    """Delete the objects of an expired unit, some at a time; what was written over one of them stays."""
+    unit, bucket = stores.ledger.move(item.move_id).unit, stores.files.bucket
+    while not dry_run:
+        with _unheld(stores, [item]) as (ledger, free):
+            rows = list_objects(ledger, dataset=item.dataset, begin=item.begin, bucket=bucket, limit=OBJECTS_AT_ONCE)
+            if not free:
+                return []
+            try:
+                for row in rows:
+                    stores.files.delete_expired(row.key, row.etag, unit.end)
+            except ObjectLocked as exc:
+                log.warning("kept location=%s cause=%s", item.location, exc)
+                return []
+            forget_objects(ledger, bucket, [row.key for row in rows])
+            if len(rows) < OBJECTS_AT_ONCE:
+                _reclaim(ledger, item, actor)
+                break
+    return [Swept("files", item.location, item.size_bytes, "retention and undo window over")]
 
 
 def _drop_hot(stores: Stores, item: TrashRecord) -> None:
