@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +76,7 @@ def _plan_tables(made: Made) -> list[Any]:
             out.bytes_shown(e.size_after),
             e.seconds,
             e.lock_seconds,
-            e.month_after - e.month_before,
+            f"{e.month_after - e.month_before:+.4f}",
             e.move.due_at,
         )
         for e in made.estimates
@@ -114,15 +114,16 @@ def _total_tables(totals: Totals, bases: Sequence[str]) -> list[Any]:
         )
         for place in totals.places
     ]
-    change = totals.month_after - totals.month_before
-    title = (
-        f"{totals.moves} moves, {totals.row_count:,} rows, {out.bytes_shown(totals.size_bytes)}: about "
-        f"{timedelta(seconds=round(totals.seconds))} of work, locks {totals.lock_seconds:.2f} s in all and "
-        f"{totals.lock_seconds_max:.3f} s at most; storage {change:+.4f} {totals.currency} a month, requests "
-        f"{totals.once:.4f} {totals.currency} once. Seconds from {', '.join(bases) or 'nothing: no move is due'}."
-    )
+    sums = [
+        ("work of one lane", f"{totals.seconds:,.1f} s"),
+        ("locks, in all and at most", f"{totals.lock_seconds:,.2f} s, {totals.lock_seconds_max:.3f} s"),
+        ("storage", f"{totals.month_after - totals.month_before:+.4f} {totals.currency} a month"),
+        ("requests", f"{totals.once:.4f} {totals.currency} once"),
+        ("estimated from", "; ".join(bases) or "nothing: no move is due"),
+    ]
+    title = f"{totals.moves} moves, {totals.row_count:,} rows, {out.bytes_shown(totals.size_bytes)}"
     heads = ["tier", "units", "after", "size", "after ", f"{totals.currency} a month", "after  "]
-    return [out.table_of(title, heads, places)]
+    return [out.table_of(title, ["estimate", ""], sums), out.table_of("what the tiers cost", heads, places)]
 
 
 def _apply(path: Path, now: datetime, as_json: bool) -> None:

@@ -42,6 +42,7 @@ class Experience:
         seconds_min: what the quickest took.
         lock_seconds: seal and commit, which hold locks.
         shrink: size afterwards by size before.
+        is_default: nothing was learnt; the constants above stand in.
     """
 
     basis: str
@@ -49,6 +50,7 @@ class Experience:
     seconds_min: float
     lock_seconds: float
     shrink: float
+    is_default: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,10 @@ class Estimator:
         known = self._experience(dataset, move.transition)
         after = self._size_after(dataset, home, move, known)
         is_flat = known.bytes_per_second is None or not self._copies(dataset, move)
+        basis = known.basis
+        if known.is_default:
+            rate = known.bytes_per_second or DEFAULT_BYTES_PER_SECOND
+            basis += f"{known.seconds_min:g} s" if is_flat else f"{rate / 1e6:.0f} MB/s"
         took = 0.0 if is_flat else home.size_bytes / (known.bytes_per_second or DEFAULT_BYTES_PER_SECOND)
         place = place_of(dataset, home)
         target = _place_after(dataset, home, move, place)
@@ -180,7 +186,7 @@ class Estimator:
             month_before=self.month(place, home.size_bytes),
             month_after=self.month(target, after),
             once=self._requests(dataset, home, move),
-            basis=known.basis,
+            basis=basis,
         )
 
     def month(self, place: str, size_bytes: int) -> float:
@@ -222,9 +228,13 @@ class Estimator:
         for name in (dataset.name, ""):
             if found := self.past.get((name, step)):
                 return found
-        rate = DEFAULT_BYTES_PER_SECOND
         return Experience(
-            f"no past move: {rate / 1e6:.0f} MB/s", rate, DEFAULT_SECONDS, DEFAULT_LOCK_SECONDS, SHRINKS.get(step, 1.0)
+            "no past move: ",
+            DEFAULT_BYTES_PER_SECOND,
+            DEFAULT_SECONDS,
+            DEFAULT_LOCK_SECONDS,
+            SHRINKS.get(step, 1.0),
+            is_default=True,
         )
 
     def _copies(self, dataset: Dataset, move: Move) -> bool:
