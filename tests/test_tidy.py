@@ -62,6 +62,9 @@ DESTROYERS = ("delete", "drop", "unlink", "rmtree", "rmdir", "remove_table", "dr
 DESTROYING_SQL = re.compile(r"\b(DELETE\s+FROM|DROP\s+(TABLE|SCHEMA|DATABASE|COLUMN)|TRUNCATE)\b")
 FUNCTION_LINES_MAX, FILE_LINES_MAX, TASK_LINES_MAX, TASK_HELPER_LINES_MAX = 70, 500, 10, 20
 
+# An erasure is destruction that was asked for: it has no undo window to wait for.
+MAY_DESTROY = ("tiering/ops/sweep.py", "tiering/ops/erase", "tiering/stores")
+
 # (rule, file, function) → why it may.
 EXCEPTIONS = {
     ("destroys", "tiering/ops/handover.py", "pump_into_stage"): "begins its own unfinished stage table anew",
@@ -183,7 +186,7 @@ def environment(source: Source) -> Iterator[Finding]:
 
 def destroys(source: Source) -> Iterator[Finding]:
     """Only the sweep destroys data; stores can, when it asks them."""
-    if not source.within("tiering", "tasks", "flows") or source.within("tiering/ops/sweep.py", "tiering/stores"):
+    if not source.within("tiering", "tasks", "flows") or source.within(*MAY_DESTROY):
         return
     remedy = "trash it in the commit's transaction (Work.trash) and let ops/sweep.py destroy it after the undo window"
     for node in source.nodes:

@@ -17,6 +17,7 @@ import typer
 
 from tiering import cli_output as out
 from tiering import errors
+from tiering.cli_erase import erase
 from tiering.cli_moves import hold_app, policies_app, release, run, sweep
 from tiering.cli_placement import placement
 from tiering.cli_plan import explain, plan
@@ -243,6 +244,7 @@ app.command()(run)
 app.command()(release)
 app.command()(sweep)
 app.command()(placement)
+app.command()(erase)
 app.add_typer(hold_app, name="hold")
 app.add_typer(policies_app, name="policies")
 if importlib.util.find_spec("infra"):

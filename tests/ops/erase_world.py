@@ -76,10 +76,14 @@ class People:
 
     def others(self) -> list[tuple[object, ...]]:
         """Every row of everybody else, from every tier, sorted."""
+        return [row for row in self.everybody() if PERSON not in row]
+
+    def everybody(self) -> list[tuple[object, ...]]:
+        """Every row from every tier, sorted, in the words that all tiers share."""
         rows = [(d.name, *map(_text, row)) for d in (self.activity, self.audit_log) for row in self.world(d).rows()]
         with self.stores.hot.transaction("read", "positions") as connection:
             rows += [("positions", *map(str, row)) for row in fetch(connection, "SELECT * FROM hot.positions")]
-        return sorted(row for row in rows if PERSON not in row)
+        return sorted(rows)
 
     def persons_rows(self) -> int:
         rows = [row for d in (self.activity, self.audit_log) for row in self.world(d).rows()]
@@ -129,4 +133,6 @@ def _text(value: object) -> str:
     """One text for a document, whether PostgreSQL gives it as a value or the lake as its text."""
     if isinstance(value, str) and value.startswith("{"):
         value = json.loads(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
     return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -82,9 +84,9 @@ def test_the_only_person_of_a_unit(people: People) -> None:
     assert people.stores.ledger.units("user_activity") == []
     people.insert(days_ago(0), users=2)
     people.insert(days_ago(800), users=2)
-    before = people.world(people.activity).rows()
+    before = people.everybody()
     people.run()
-    assert people.world(people.activity).rows() == before
+    assert people.everybody() == before
     assert fsck(people.stores, NOW, deep=True).is_clean
 
 
@@ -174,3 +176,36 @@ def test_a_short_name_is_no_part_of_another(people: People) -> None:
 def test_only_one_erasure_at_a_time(people: People) -> None:
     with erasures.alone(people.stores.warm), pytest.raises(errors.LeaseHeld):
         erase(people.stores, WHO, "request 25", "test", NOW)
+
+
+def test_rows_that_come_during_an_erasure_are_left_to_the_next(people: People) -> None:
+    for days in (0, 40, 800):
+        people.insert(days_ago(days), users=20)
+    people.run()
+    stop, written = threading.Event(), []
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            with people.stores.hot.transaction("insert", "meanwhile") as connection:
+                for who in (PERSON, "user-8"):
+                    execute(
+                        connection,
+                        "INSERT INTO hot.user_activity (user_id, activity_id, ts, action) VALUES (%s, %s, %s, 'late')",
+                        (who, f"m{number}", days_ago((0, 40, 800)[number % 3])),
+                    )
+            written.append(number)
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        try:
+            erase(people.stores, WHO, "request 26", "test", NOW)
+        finally:
+            stop.set()
+        writer.result()
+    assert written
+    people.run()
+    assert erase(people.stores, WHO, "request 26", "test", NOW)["complete"]
+    assert people.persons_rows() == 0
+    assert sum(f"m{n}" in row for n in written for row in people.others()) == len(written)

@@ -67,11 +67,11 @@ def _obstacles(stores: Stores, item: Found) -> list[Obstacle]:
     if dataset is None:
         return []
     holds = {hold.begin: hold.reason for hold in stores.ledger.holds(item.dataset)}
-    locks = erase_lake.locked(stores, [item.place]) if item.store == "lake" else {}
+    lock = erase_lake.locked(stores, item.place) if item.store == "lake" else None
     found = []
     for begin, count in item.counts.items():
         reason = holds.get(begin) or holds.get(None)
-        until = locks.get(item.place) or _lock_of(dataset, item, begin)
+        until = lock or _lock_of(dataset, item, begin)
         if reason:
             found.append(Obstacle(dataset.name, begin, item.place, count, f"under legal hold: {reason}", None))
         if until:

@@ -30,7 +30,6 @@ from tiering.stores.bson_typed import RAW_COLUMN
 from tiering.stores.erasures import Erasure
 from tiering.stores.lake import LakeFile
 from tiering.stores.ledger import audit, held, units
-from tiering.stores.object_versions import Version, locked_until, purge, versions
 from tiering.stores.opening import Stores
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, execute
 from tiering.stores.records import OPEN_STATES, UnitRecord
@@ -54,7 +53,7 @@ class Rewritten:
 
 def find(stores: Stores, dataset: Dataset, person: Person) -> list[Found]:
     """Find every object of a dataset, superseded and unpublished ones too, that holds rows of the person."""
-    listed = sorted({v.key for v in versions(stores.objects, f"lake/{dataset.name}/") if not v.is_marker})
+    listed = sorted({v.key for v in stores.objects.versions(f"lake/{dataset.name}/") if not v.is_delete_marker})
     begins = {record.location: record.unit.begin for record in stores.ledger.units(dataset.name)}
     begins |= {item.location: item.begin for item in stores.ledger.trash(dataset.name)}
     begins |= {move.target: move.unit.begin for move in stores.ledger.moves(dataset.name, OPEN_STATES)}
@@ -75,14 +74,12 @@ def _count(stores: Stores, key: str, subject: str, person: Person) -> int:
         return 0  # behind a delete mark: its versions go with the proof
 
 
-def locked(stores: Stores, locations: Iterable[str]) -> dict[str, datetime]:
-    """Say until when objects are under object lock; those that are not are left out."""
-    found: dict[str, datetime] = {}
-    for location in locations:
-        for version in versions(stores.objects, stores.key(location)):
-            until = None if version.is_marker else locked_until(stores.objects, version)
-            if until is not None:
-                found[location] = max(until, found.get(location, until))
+def locked(stores: Stores, location: str) -> datetime | None:
+    """Say until when an object is under object lock, None if it is not."""
+    found: datetime | None = None
+    for version in stores.objects.versions_of(stores.key(location)):
+        until = None if version.is_delete_marker else stores.objects.locked_until(version.key, version.version_id)
+        found = max(until, found or until) if until else found
     return found
 
 
@@ -222,15 +219,17 @@ def forget(stores: Stores, dataset: Dataset, found: Sequence[Found], erasure: Er
         stores.lake.expire_snapshots(dataset.name, older_than=FAR)
         named = set(stores.lake.snapshot_files(dataset.name)) | {r.location for r in units(connection, dataset.name)}
         old = [item.place for item in found if item.place not in named]
-        gone = [v for place in old for v in versions(stores.objects, stores.key(place)) if v.key == stores.key(place)]
-        purge(stores.objects, [*gone, *_unnamed_manifests(stores, dataset, named)])
+        stores.objects.delete([stores.key(place) for place in old])
+        stores.objects.delete_versions(_unnamed_manifests(stores, dataset, named))
         for place in old:
             erasures.forget_trash(connection, "lake", place)
-            count = sum(version.key == stores.key(place) for version in gone)
-            erasures.note_done(connection, erasure, place, {"versions_destroyed": count})
+            erasures.note_done(connection, erasure, place, {})
         audit(connection, actor, "erase-purge", dataset.name, None, {"erasure": erasure.erasure_id, "files": len(old)})
 
 
-def _unnamed_manifests(stores: Stores, dataset: Dataset, named: set[str]) -> list[Version]:
-    listed = versions(stores.objects, stores.lake.metadata_prefix(dataset.name))
-    return [v for v in listed if v.key.endswith(".avro") and (stores.location(v.key) not in named or not v.is_latest)]
+def _unnamed_manifests(stores: Stores, dataset: Dataset, named: set[str]) -> list[tuple[str, str]]:
+    return [
+        (version.key, version.version_id)
+        for version in stores.objects.versions(stores.lake.metadata_prefix(dataset.name))
+        if version.key.endswith(".avro") and (stores.location(version.key) not in named or not version.is_latest)
+    ]

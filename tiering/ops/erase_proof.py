@@ -22,9 +22,9 @@ from tiering.model import Dataset
 from tiering.ops.erase_tables import databases
 from tiering.plan.erase import Person
 from tiering.stores import person_parquet, person_redis
-from tiering.stores.object_versions import Version, read_version, versions
 from tiering.stores.opening import Stores
 from tiering.stores.person_tables import mentions, statistics_mentions, tables_with_text
+from tiering.stores.ports import ObjectVersion
 
 LOOKS_AT_ONCE = 4
 _AVRO = b"Obj\x01"
@@ -60,20 +60,20 @@ def prove(stores: Stores, person: Person) -> Proof:
 
 
 def _objects(stores: Stores, person: Person) -> tuple[int, list[Hit]]:
-    listed = list(versions(stores.objects))
+    listed = list(stores.objects.versions())
     hits = [Hit("bucket", "the name of an object") for v in listed if person.is_in(v.key)]
-    bodies = [v for v in listed if not v.is_marker]
+    bodies = [v for v in listed if not v.is_delete_marker]
     with ThreadPoolExecutor(LOOKS_AT_ONCE, "erase-proof") as pool:
         for found in pool.map(lambda version: _object(stores, version, person), bodies):
             hits += found
     return len(bodies), hits
 
 
-def _object(stores: Stores, version: Version, person: Person) -> list[Hit]:
+def _object(stores: Stores, version: ObjectVersion, person: Person) -> list[Hit]:
     place = stores.location(version.key) + ("" if version.is_latest else f" version {version.version_id}")
     with tempfile.TemporaryFile(dir=stores.scratch_dir) as file:
         try:
-            read_version(stores.objects, version, file)
+            stores.objects.fetch_version(version.key, version.version_id, file)
         except errors.NotFound:
             return []  # swept meanwhile
         file.flush()

@@ -138,6 +138,10 @@ def _remove(
             tables.lock(connection, table.name, "ACCESS EXCLUSIVE")
         _stop(ledger, dataset, begins)
         removed = remove_rows(connection, dataset, table, person.name, spared)
+        if table.schema == "tier_trash" and not tables.has_rows(connection, table.name):
+            # The unit may be gone altogether, and come again: an empty table would stand in the way of its names.
+            tables.drop(connection, table.name)
+            _forget_trash(ledger, table.name)
         erasures.note_done(ledger, erasure, table.name, {"removed": removed})
 
 
@@ -152,9 +156,13 @@ def _drop(
         tables.lock(connection, table.name, "ACCESS EXCLUSIVE")
         _stop(ledger, dataset, list(found.counts))
         tables.drop(connection, table.name)
-        for store in ("hot", "warm"):
-            erasures.forget_trash(ledger, store, table.name)
+        _forget_trash(ledger, table.name)
         erasures.note_done(ledger, erasure, table.name, {"dropped": True})
+
+
+def _forget_trash(ledger: Connection, table: str) -> None:
+    for store in ("hot", "warm"):
+        erasures.forget_trash(ledger, store, table)
 
 
 def _rebuild(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +24,7 @@ _KINDS: tuple[tuple[Callable[[Any], bool], Kind], ...] = (
     (pa.types.is_string, Kind.TEXT),
     (pa.types.is_binary, Kind.BYTES),
     (pa.types.is_date32, Kind.DATE),
-    (lambda t: t == pa.uuid(), Kind.UUID),
+    (lambda t: t in (pa.uuid(), pa.binary(16)), Kind.UUID),  # its storage, without Arrow's own schema
     (lambda t: pa.types.is_timestamp(t) and t.tz is not None, Kind.TIMESTAMPTZ),
     (pa.types.is_timestamp, Kind.TIMESTAMP),
 )
@@ -75,7 +76,11 @@ def is_person(batch: pa.RecordBatch, subject: str, name: str) -> pa.Array:
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     if isinstance(column, pa.ExtensionArray):
-        texts = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+        column = column.storage
+    if pa.types.is_fixed_size_binary(column.type):
+        texts = pa.array(
+            [None if value is None else str(UUID(bytes=value)) for value in column.to_pylist()], pa.string()
+        )
     else:
         texts = column.cast(pa.string())
     found = pc.fill_null(pc.equal(texts, name), False)
