@@ -92,9 +92,7 @@ def _jobs(
     jobs: list[Callable[[], list[Swept]]] = [
         functools.partial(_drop_trash, stores, item, actor, dry_run) for item in over if item.store in ("hot", "warm")
     ]
-    jobs += [
-        functools.partial(_drop_files, stores, item, actor, dry_run) for item in over if item.store == "files"
-    ]
+    jobs += [functools.partial(_drop_files, stores, item, actor, dry_run) for item in over if item.store == "files"]
     if dataset.form is not Form.FILES and stores.lake.exists(dataset.name):
         jobs.append(functools.partial(_sweep_lake, stores, dataset, over, now, actor, dry_run))
     return jobs
