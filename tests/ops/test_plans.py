@@ -331,6 +331,21 @@ def test_rows_that_cut_into_a_partition_of_another_length_say_so_and_are_not_pla
     applied = plans.apply(world.stores, sealed(world), NOW, OWNER)
     assert applied.problems == {}
 
+    # As docs/runbooks/stuck-unit.md has it: room for the rows, of whatever length is free.
+    rows, noon = world.rows(), begin + timedelta(hours=12)
+    with world.stores.hot.transaction("make room", "by hand") as connection:
+        for statement in (
+            "LOCK TABLE hot.market_bars, hot.market_bars_late IN ACCESS EXCLUSIVE MODE",
+            "CREATE TABLE hot.market_bars_gap (LIKE hot.market_bars INCLUDING ALL)",
+            """WITH taken AS (DELETE FROM hot.market_bars_late WHERE ts >= %(begin)s AND ts < %(end)s RETURNING *)
+               INSERT INTO hot.market_bars_gap SELECT * FROM taken""",
+            "ALTER TABLE hot.market_bars ATTACH PARTITION hot.market_bars_gap FOR VALUES FROM (%(begin)s) TO (%(end)s)",
+        ):
+            execute(connection, statement, {"begin": begin, "end": noon})
+    (receipt,) = world.run(Transition.HOT_TO_WARM)
+    assert (receipt.unit.begin, receipt.unit.end, receipt.state) == (begin, noon, State.COMMITTED)
+    assert world.rows() == rows
+
 
 def test_rows_outside_the_calendar_are_counted(world: World) -> None:
     with world.stores.hot.transaction("insert", "undated") as connection:
