@@ -194,7 +194,9 @@ def query(
 
     text = sys.stdin.read() if statement == "-" else statement
     with opened() as stores, out.progress("reading") as advance:
-        answer = ops.query(stores, text, memory_limit=memory, progress=lambda place, count: advance(count, place))
+        answer = ops.query(
+            stores, text, now=instant(None), memory_limit=memory, progress=lambda place, count: advance(count, place)
+        )
     names = answer.column_names
     if as_json:
         rows = [[column[i].as_py() for column in answer.columns] for i in range(answer.num_rows)]

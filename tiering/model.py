@@ -417,8 +417,7 @@ class Residence:
         row_count, size_bytes: of the copy; an estimate while hot.
         late_count: rows waiting in the hot table's late partition for this unit.
         move_state, move_transition: of its open move, if any.
-        quarantine: why its open move is quarantined, else empty.
-        hold: the reason of the legal hold in force, else empty.
+        quarantine, hold: why its open move is in quarantine, why it is under legal hold; else empty.
         storage_class: of its object, where it is cold or a file.
         lease_owner: the run that works on its open move at this moment, else empty.
         rehydrated_until: while a read copy of a cold unit is in the warm tier.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,17 @@ def run_checkpoint(
         failures = [_rule_failure(scan, rules[metric.name], metric, error) for metric, error in failed]
     warnings = _warnings(unit, counts["row_count"], row_count_before)
     return _report(str(unit), stage, metrics, failures, began, warnings)
+
+
+def check_counts(
+    unit: Unit, dataset: Dataset, counts: Mapping[str, int | None], row_count_before: int | None, stage: str
+) -> CheckpointReport:
+    """Judge a unit by how many of its rows break each rule, counted elsewhere; a rule without a count fails."""
+    prepare()
+    began = time.perf_counter()
+    metrics = [_metric(rule, counts.get(rule.name), unit, row_count_before) for rule in rules_of(dataset)]
+    failures = [_failure(metric, error, ()) for metric, error in _judge(metrics)]
+    return _report(str(unit), stage, metrics, failures, began, _warnings(unit, counts["row_count"], row_count_before))
 
 
 def check_copy(subject: str, stage: str, source: Fingerprint, copy: Fingerprint, size_bytes: int) -> CheckpointReport:

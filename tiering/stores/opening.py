@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from tiering.model import Policies
 from tiering.settings import Settings
+from tiering.stores.documents import Documents
 from tiering.stores.heat import HeatCounters
 from tiering.stores.lake import IcebergLake
 from tiering.stores.ledger import Ledger
@@ -31,6 +34,8 @@ class Stores:
     objects: S3Objects
     files: S3Objects
     lake_bucket: str
+    hot_documents: Documents
+    warm_documents: Documents
     is_one_database: bool
     scratch_dir: Path | None
     heat: HeatCounters
@@ -62,6 +67,9 @@ def open_stores(settings: Settings, policies: Policies) -> Iterator[Stores]:
         settings.s3_region,
     )
     heat = HeatCounters(settings.redis_url)
+    nowhere = SecretStr("")
+    hot_documents = Documents(settings.hot_mongo_url or nowhere, "hot MongoDB")
+    warm_documents = Documents(settings.warm_mongo_url or settings.hot_mongo_url or nowhere, "warm MongoDB")
     try:
         yield Stores(
             policies=policies,
@@ -73,12 +81,16 @@ def open_stores(settings: Settings, policies: Policies) -> Iterator[Stores]:
             objects=objects,
             files=files,
             lake_bucket=settings.lake_bucket,
+            hot_documents=hot_documents,
+            warm_documents=warm_documents,
             is_one_database=settings.is_one_database,
             scratch_dir=settings.scratch_dir,
             heat=heat,
         )
     finally:
         heat.close()
+        hot_documents.close()
+        warm_documents.close()
         lake.close()
         warm.close()
         hot.close()

@@ -1,0 +1,56 @@
+"""HOT_TO_WARM of documents: copy a unit into the warm collection, prove it, make it count, empty the hot one.
+
+The copies are invisible until the ledger says that the unit is warm: warm documents count only in warm units.
+"""
+
+from __future__ import annotations
+
+from tiering.model import State, Tier
+from tiering.ops import documents
+from tiering.ops.work import Work
+from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json
+
+
+def seal(work: Work) -> MoveRecord:
+    """Record the source. Writers cannot be fenced off: what changes from here on stays and supersedes the copy."""
+    place = documents.hot_of(work)
+    return work.advance_alone(State.SEALED, source=place.collection, row_count=place.count(work.unit))
+
+
+def copy(work: Work) -> MoveRecord:
+    """Copy the unit's documents as they are now."""
+    source, target, unit = documents.hot_of(work), documents.warm_of(work), work.unit
+    if work.record.target:
+        # An earlier attempt of this move wrote here. What it copied may have changed or gone since.
+        with documents.fenced(work):
+            target.documents.remove_range(target.collection, target.time_field, unit.begin, unit.end)
+    work = work.at(work.advance_alone(State.SEALED, target=target.collection))
+    tally = documents.Tally()
+    for batch in tally.passing(source.read(unit)):
+        documents.put(work, target, batch)
+    return work.advance_alone(
+        State.COPIED,
+        row_count=tally.fingerprint.row_count,
+        bytes_before=tally.size_bytes,
+        bytes_after=tally.size_bytes,
+        details={"print": fingerprint_to_json(tally.fingerprint)},
+    )
+
+
+def verify(work: Work) -> MoveRecord:
+    """Read the warm range back in full."""
+    documents.prove_written(work, documents.warm_of(work).read(work.unit))
+    return work.advance_alone(State.VERIFIED, checkpoints_passed=work.record.checkpoints_passed + 1)
+
+
+def commit(work: Work) -> MoveRecord:
+    """Make the warm copy the unit's authoritative one; the hot documents leave when the move is settled."""
+    place = documents.warm_of(work)
+    work = documents.renewed(work, documents.hot_of(work), lambda work: place.ids(work.unit), (copy, verify))
+    record = work.record
+    with work.commit() as connection:
+        documents.trash_superseded(work, connection)
+        unit = UnitRecord(work.unit, Tier.WARM, place.collection, False, record.row_count, record.bytes_after)
+        work.stores.ledger.put_unit(connection, unit)
+        work.audit(connection, "hot-to-warm", rows=record.row_count, location=place.collection)
+        return work.advance(connection, State.COMMITTED, details={"unsettled": True})

@@ -1,0 +1,344 @@
+"""Documents: what the moves of MongoDB datasets share. Where their documents are, and which of them count.
+
+MongoDB and the ledger share no transaction, and nobody can fence writers off. So a copy is made while the source
+lives on; the ledger's commit makes it authoritative; then exactly those source documents are removed whose bytes are
+still the copy's. A document that changed meanwhile stays, supersedes the copy for every reader, and joins it by the
+next merge. A document counts once, by `_id`: hot before warm before cold; warm documents count in the ranges of units
+that are warm, and in those of cold units, where they changed while they were copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+from psycopg2.extensions import connection as Connection
+
+from tiering import errors
+from tiering.model import Column, Dataset, Fingerprint, Residence, State, Tier, Transition, Unit
+from tiering.ops import export
+from tiering.ops.work import Work, prove_copy
+from tiering.plan.spans import unit_of
+from tiering.stores import parquet
+from tiering.stores.bson_batches import RawBatch, digests, ids, print_of
+from tiering.stores.bson_typed import RAW_COLUMN, document_columns, typed
+from tiering.stores.documents import Documents
+from tiering.stores.opening import Stores
+from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_from_json
+
+RECOPIES_MAX = 3
+"""How often a copy is made anew because documents were deleted under it, before a person has to look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A collection of a dataset: in which server, under which name, and the field that says a document's time."""
+
+    documents: Documents
+    collection: str
+    time_field: str
+
+    def read(self, unit: Unit) -> Iterator[RawBatch]:
+        """Read the unit's documents in batches of raw bytes."""
+        return self.documents.read(self.collection, self.time_field, unit.begin, unit.end)
+
+    def count(self, unit: Unit) -> int:
+        """Count the unit's documents."""
+        return self.documents.count(self.collection, self.time_field, unit.begin, unit.end)
+
+    def ids(self, unit: Unit) -> set[bytes]:
+        """Read the `_id`s of the unit's documents: 20 to 50 bytes each, all in memory."""
+        batches = self.documents.read_ids(self.collection, self.time_field, unit.begin, unit.end)
+        return {identity for batch in batches for identity in batch}
+
+
+def hot(stores: Stores, dataset: Dataset) -> Place:
+    """The collection that applications write: named as the dataset."""
+    return Place(stores.hot_documents, dataset.name, dataset.time_column)
+
+
+def warm(stores: Stores, dataset: Dataset) -> Place:
+    """The collection of the warm tier, in its own server or beside the hot one."""
+    return Place(stores.warm_documents, f"warm_{dataset.name}", dataset.time_column)
+
+
+def trash_of(work: Work) -> Place:
+    """A collection of this move's own, for documents that its effects supersede, until the undo window is over."""
+    place = hot_of(work) if work.record.transition is Transition.EXPIRE else warm_of(work)
+    return Place(place.documents, f"trash_{work.dataset.name}_{work.record.move_id}", place.time_field)
+
+
+def hot_of(work: Work) -> Place:
+    """The hot collection of the move's dataset."""
+    return hot(work.stores, work.dataset)
+
+
+def warm_of(work: Work) -> Place:
+    """The warm collection of the move's dataset."""
+    return warm(work.stores, work.dataset)
+
+
+def sources(work: Work) -> list[Place]:
+    """Name the collections that the move's documents come from, the one that wins first."""
+    if work.record.transition is Transition.WARM_TO_COLD:
+        return [warm_of(work)]
+    unit = work.stores.ledger.unit(work.dataset.name, work.unit.begin)
+    if work.record.transition is Transition.MERGE and unit is not None and unit.tier is Tier.COLD:
+        return [hot_of(work), warm_of(work)]
+    return [hot_of(work)]
+
+
+# -- looking ----------------------------------------------------------------------------------------------------
+
+
+def install(stores: Stores, dataset: Dataset) -> tuple[Column, ...]:
+    """Index both collections by time; return the dataset's columns in the lake. May be called again."""
+    for place in (hot(stores, dataset), warm(stores, dataset)):
+        place.documents.prepare(place.collection, place.time_field)
+    return document_columns(dataset)
+
+
+def survey_hot(stores: Stores, dataset: Dataset) -> tuple[list[Residence], list[tuple[Unit, int]], datetime | None]:
+    """List the units that have documents in the hot collection, the documents waiting per unit, and the newest time.
+
+    Of units that went cold the documents left in the warm collection wait as well: they changed while copied.
+    """
+    place = hot(stores, dataset)
+    newest = place.documents.newest(place.collection, place.time_field)
+    waiting = {unit: place.count(unit) for unit in _units_with_documents(place, dataset)}
+    found = [Residence(unit, Tier.HOT, place.collection, row_count=count) for unit, count in waiting.items()]
+    cold = {r.unit.begin: r.unit.end for r in stores.ledger.units(dataset.name) if r.tier is Tier.COLD}
+    if cold:
+        left = warm(stores, dataset)
+        for unit in _units_with_documents(left, dataset, until=max(cold.values())):
+            if unit.begin in cold:
+                waiting[unit] = waiting.get(unit, 0) + left.count(unit)
+    return found, sorted(waiting.items()), newest
+
+
+def _units_with_documents(place: Place, dataset: Dataset, until: datetime | None = None) -> Iterator[Unit]:
+    """Jump through the time index from unit to unit, oldest first."""
+    at = place.documents.first_at_or_after(place.collection, place.time_field, None)
+    while at is not None and (until is None or at < until):
+        begin, end = unit_of(at, dataset.unit)
+        yield Unit(dataset.name, begin, end)
+        at = place.documents.first_at_or_after(place.collection, place.time_field, end)
+
+
+# -- copying ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def fenced(work: Work) -> Iterator[None]:
+    """Let nobody take the move over while an effect on a server without our transactions is under way.
+
+    Raises:
+        LeaseHeld: somebody took it over before; nothing was done.
+    """
+    with work.stores.warm.transaction("fence", str(work.record)) as connection:
+        work.stores.ledger.demand_lease(connection, work.record)
+        yield
+
+
+class Tally:
+    """Counts and fingerprints documents on their way from a source to a copy, each `_id` once."""
+
+    def __init__(self) -> None:
+        self._prints: list[Fingerprint] = []
+        self._seen: set[bytes] = set()
+        self.size_bytes = 0
+
+    def passing(self, batches: Iterable[RawBatch]) -> Iterator[RawBatch]:
+        """Pass batches on, and take note of each.
+
+        Why each `_id` once: a cursor gives a document twice whose time is changed ahead of it. The first version is
+        copied; the other is not what the copy has, so it stays and supersedes.
+        """
+        for whole in batches:
+            batch = unseen(whole, self._seen)
+            self._seen.update(ids(batch))
+            self._prints.append(print_of([batch]))
+            self.size_bytes += batch.size_bytes
+            yield batch
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of everything that has passed."""
+        return sum_of(self._prints)
+
+
+def unseen(batch: RawBatch, seen: Set[bytes]) -> RawBatch:
+    """Leave out the documents whose `_id`s are in a set."""
+    kept = [index for index, identity in enumerate(ids(batch)) if identity not in seen] if seen else []
+    return batch if not seen or len(kept) == len(batch) else batch.take(kept)
+
+
+def sum_of(prints: Iterable[Fingerprint]) -> Fingerprint:
+    """Add fingerprints of parts to that of the whole: they do not depend on order."""
+    found = print_of([])
+    for one in prints:
+        columns = tuple(
+            type(a)(a.name, a.value_count + b.value_count, (a.hash_sum + b.hash_sum) % (1 << 64))
+            for a, b in zip(found.columns, one.columns, strict=True)
+        )
+        found = Fingerprint(found.row_count + one.row_count, columns)
+    return found
+
+
+def copied_print(work: Work) -> Fingerprint:
+    """The fingerprint taken while the copy was made, from the bytes as the source sent them."""
+    found = fingerprint_from_json(work.record.details["print"])
+    assert found is not None, "recorded by every copy"
+    return found
+
+
+def raw_of(column: pa.Array) -> RawBatch:
+    """Take a lake file's raw documents as a batch, without copying them."""
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+    return RawBatch(memoryview(data), ends)
+
+
+def file_batches(work: Work, record: UnitRecord) -> Iterator[RawBatch]:
+    """Read the documents of a lake file as the raw bytes they were, the file's bytes proven first."""
+    columns = tuple(c for c in document_columns(work.dataset) if c.name == RAW_COLUMN)
+    with export.fetched(work.stores, record) as file:
+        for batch in parquet.read_parquet_batches(file, columns):
+            yield raw_of(batch.column(RAW_COLUMN))
+
+
+def put(work: Work, place: Place, batch: RawBatch) -> None:
+    """Write documents to a place; older ones of the same `_id` go to the move's trash. May be called again.
+
+    Why not overwrite: a run that was taken over must not be able to put an older document over a newer one. The
+    fence holds while a document is exchanged, and readers find it in its source meanwhile.
+    """
+    with fenced(work):
+        if place.documents.insert_missing(place.collection, batch) == len(batch):
+            return
+        present = place.documents.find(place.collection, ids(batch))
+        new = {bytes(row) for row in digests(batch)}
+        older = present.take(np.array([i for i, row in enumerate(digests(present)) if bytes(row) not in new], int))
+        if len(older):
+            trash = trash_of(work)
+            trash.documents.insert_missing(trash.collection, older)
+            place.documents.remove_unchanged(place.collection, older, place.time_field)
+            place.documents.insert_missing(place.collection, batch)
+
+
+def prove_written(work: Work, written: Iterable[RawBatch]) -> None:
+    """Compare a copy, read back in full, with what its source sent.
+
+    Raises:
+        FingerprintMismatch: they differ; both are kept.
+    """
+    prove_copy(str(work.unit), copied_print(work), sum_of(print_of([b]) for b in written), work.record.bytes_after)
+
+
+def prove_file(work: Work) -> None:
+    """Read a written lake file back: its bytes, its documents, and that its typed columns say what they say.
+
+    Raises:
+        FingerprintMismatch, CorruptCopy: the file is not what was written.
+    """
+    columns = document_columns(work.dataset)
+
+    def documents() -> Iterator[RawBatch]:
+        with export.fetched(work.stores, export.written_unit(work)) as file:
+            for batch in parquet.read_parquet_batches(file, columns):
+                raw = raw_of(batch.column(RAW_COLUMN))
+                again, _ = typed(raw, work.dataset)
+                if not again.equals(batch.cast(again.schema)):
+                    raise errors.CorruptCopy(
+                        "verify", str(work.unit), "its typed columns differ from its documents", "Both copies are kept."
+                    )
+                yield raw
+
+    prove_written(work, documents())
+
+
+def renewed(
+    work: Work, source: Place, copied: Callable[[Work], set[bytes]], steps: Sequence[Callable[[Work], MoveRecord]]
+) -> Work:
+    """Return the work whose copy holds nothing that its source has lost; copy and verify again where it does.
+
+    Raises:
+        CopyOutdated: documents kept vanishing.
+    """
+    for attempt in range(RECOPIES_MAX + 1):
+        try:
+            demand_nothing_vanished(source, work.unit, copied(work))
+            break
+        except CopyOutdated:
+            if attempt == RECOPIES_MAX:
+                raise
+            work = work.at(work.advance_alone(State.SEALED))
+            for step in steps:
+                work = work.at(step(work))
+    return work
+
+
+def file_ids(work: Work) -> set[bytes]:
+    """Read the `_id`s of the documents in the file that the move has written."""
+    return {identity for batch in file_batches(work, export.written_unit(work)) for identity in ids(batch)}
+
+
+def trash_superseded(work: Work, connection: Connection) -> None:
+    """Hand the documents that `put` replaced to the sweep, in the commit's transaction."""
+    trash = trash_of(work)
+    if trash.documents.exists(trash.collection):
+        work.trash(connection, "documents", trash_location(trash, "warm"))
+
+
+def demand_nothing_vanished(place: Place, unit: Unit, copied: set[bytes]) -> None:
+    """Raise CopyOutdated if documents that were copied are gone from the source, or have left the unit."""
+    vanished = len(copied - place.ids(unit))
+    if vanished:
+        raise CopyOutdated(
+            "commit",
+            str(unit),
+            f"{vanished} documents were deleted, or given another time, while they were copied",
+            "The copy is made anew.",
+        )
+
+
+class CopyOutdated(errors.TransientError):
+    """The source lost documents that the copy has: committing it would bring them back."""
+
+
+# -- after the commit -------------------------------------------------------------------------------------------
+
+
+def settle(work: Work) -> None:
+    """Remove from the sources what the committed copy holds unchanged. May be called again, after any crash."""
+    if not work.record.details.get("unsettled"):
+        return
+    for place in sources(work):
+        present = place.ids(work.unit)
+        if not present:
+            continue
+        for batch in _copy_batches(work):
+            wanted = [index for index, identity in enumerate(ids(batch)) if identity in present]
+            if wanted:
+                place.documents.remove_unchanged(place.collection, batch.take(wanted), place.time_field)
+    work.advance_alone(work.record.state, details={"unsettled": None})
+
+
+def _copy_batches(work: Work) -> Iterator[RawBatch]:
+    """Read what the move made, wherever that is."""
+    record = work.record
+    if record.details.get("key"):
+        return file_batches(work, export.written_unit(work))
+    if record.transition is Transition.EXPIRE:
+        return trash_of(work).read(work.unit)
+    return warm_of(work).read(work.unit)
+
+
+def trash_location(place: Place, side: str, unit: Unit | None = None) -> str:
+    """Name documents for the trash: a whole collection, or a unit's range of one."""
+    bounds = f"@{unit.begin.isoformat()}/{unit.end.isoformat()}" if unit else ""
+    return f"{side}:{place.collection}{bounds}"
