@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -33,10 +34,11 @@ _KEPT = (
 _EXPIRY = re.compile(r'expiry-date="([^"]+)"')
 
 
+@dataclass(frozen=True)
 class ClassedBucket(VersionedBucket):
     """A bucket whose objects have a storage class."""
 
-    whole_copy_max = WHOLE_COPY_MAX
+    whole_copy_max: int = WHOLE_COPY_MAX
 
     def change_class(self, key: str, storage_class: str, if_etag: str, *, keep_source: bool = False) -> ObjectStat:
         """Give an object another storage class and leave all else as it is: bytes, metadata, tags, lock.
