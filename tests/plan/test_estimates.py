@@ -25,7 +25,7 @@ BARS = dataset(storage=((StorageClass.STANDARD_IA, Span(months=36)),))
 
 def estimate(home: Residence, by: Estimator = PLAIN, of: Dataset = BARS) -> Estimate:
     (move,) = plan_moves(of, [home], NOW, NOW).moves
-    return by.estimate(of, home, move)
+    return by.estimate(of, home, move, NOW)
 
 
 def sample(step: Transition, size: int, seconds: float, after: int = 0, of: str = "market_bars") -> Sample:
@@ -101,7 +101,7 @@ def test_the_sums_are_those_of_the_units(ledger: tuple[Dataset, list[Residence]]
     of, homes = ledger
     moves = plan_moves(of, homes, NOW, NOW).moves
     by_begin = {home.unit.begin: home for home in homes}
-    found = [PLAIN.estimate(of, by_begin[move.unit.begin], move) for move in moves]
+    found = [PLAIN.estimate(of, by_begin[move.unit.begin], move, NOW) for move in moves]
     totals = PLAIN.total([(of, home) for home in homes], found)
     assert sum(place.units_before for place in totals.places) == sum(home.tier is not Tier.EXPIRED for home in homes)
     assert sum(place.bytes_before for place in totals.places) == sum(

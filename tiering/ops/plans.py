@@ -132,7 +132,8 @@ def make(
 
 def _estimates(estimator: Estimator, one: Surveyed) -> list[Estimate]:
     homes = {home.unit.begin: home for home in one.residences}
-    return [estimator.estimate(one.dataset, homes[move.unit.begin], move) for move in one.plan.moves]
+    reference = one.plan.reference
+    return [estimator.estimate(one.dataset, homes[m.unit.begin], m, reference) for m in one.plan.moves]
 
 
 def notes_of(stores: Stores, dataset: Dataset) -> tuple[Reason, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from statistics import median
 
 from tiering.model import Dataset, Form, Move, Prices, Residence, Tier, Transition
@@ -163,8 +164,8 @@ class Estimator:
     past: Mapping[tuple[str, Transition], Experience] = field(default_factory=dict)
     is_one_database: bool = True
 
-    def estimate(self, dataset: Dataset, home: Residence, move: Move) -> Estimate:
-        """Estimate one move of a unit."""
+    def estimate(self, dataset: Dataset, home: Residence, move: Move, reference: datetime | None) -> Estimate:
+        """Estimate one move of a unit, planned against the reference clock."""
         known = self._experience(dataset, move.transition)
         after = self._size_after(dataset, home, move, known)
         is_flat = known.bytes_per_second is None or not self._copies(dataset, move)
@@ -174,7 +175,7 @@ class Estimator:
             basis += f"{known.seconds_min:g} s" if is_flat else f"{rate / 1e6:.0f} MB/s"
         took = 0.0 if is_flat else home.size_bytes / (known.bytes_per_second or DEFAULT_BYTES_PER_SECOND)
         place = place_of(dataset, home)
-        target = _place_after(dataset, home, move, place)
+        target = _place_after(dataset, home, move, reference)
         return Estimate(
             move=move,
             size_before=home.size_bytes,
@@ -269,12 +270,11 @@ def place_of(dataset: Dataset, home: Residence) -> str:
     return str(home.storage_class) if home.tier is Tier.COLD or dataset.form is Form.FILES else str(home.tier)
 
 
-def _place_after(dataset: Dataset, home: Residence, move: Move, before: str) -> str:
-    if move.transition is Transition.ARCHIVE:
-        step = next_storage(dataset, home)
-        return str(step[0]) if step else before
+def _place_after(dataset: Dataset, home: Residence, move: Move, reference: datetime | None) -> str:
+    if move.transition is Transition.ARCHIVE and (step := next_storage(dataset, home, reference)):
+        return str(step[0])
     places = {Transition.HOT_TO_WARM: "warm", Transition.WARM_TO_COLD: "STANDARD", Transition.EXPIRE: ""}
-    return places.get(move.transition, before)
+    return places.get(move.transition, place_of(dataset, home))
 
 
 def _rank(place: str) -> tuple[int, str]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tiering.model import Dataset, Form, Pin, Residence, Span, Tier, Transition
-from tiering.plan.lifecycle import CLASSES
+from tiering.model import Dataset, Form, Pin, Residence, Span, StorageClass, Tier, Transition
 from tiering.plan.placement import SHIFTED, Pins, shifted
 from tiering.plan.spans import due, subtract
+from tiering.plan.storage import RANKS
 
 _RANK = {Tier.HOT: 0, Tier.WARM: 1, Tier.COLD: 2, Tier.EXPIRED: 3}
 
@@ -110,9 +110,7 @@ def _verdict(
 
 def _is_done(dataset: Dataset, home: Residence, step: Transition, target: str) -> bool:
     if step is Transition.ARCHIVE:
-        return home.tier is Tier.EXPIRED or [str(name) for name in CLASSES].index(target) <= CLASSES.index(
-            home.storage_class
-        )
+        return home.tier is Tier.EXPIRED or RANKS[StorageClass(target)] <= RANKS[home.storage_class]
     if step is Transition.EXPIRE:
         return home.tier is Tier.EXPIRED
     if dataset.form is Form.FILES:

@@ -30,11 +30,10 @@ from tiering.model import (
 )
 from tiering.plan.placement import NO_PINS, SHIFTED, Pins, pin_reason, shifted
 from tiering.plan.spans import due, in_utc, subtract
+from tiering.plan.storage import next_class
 
 OPEN = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED)
 """A move in one of these is carried on; a COMMITTED one only waits for the sweep and stands in nobody's way."""
-
-CLASSES = tuple(StorageClass)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +186,16 @@ def _is_out_of_reach(home: Residence) -> bool:
     return home.storage_class is StorageClass.DEEP_ARCHIVE and home.tier is Tier.COLD and not home.rehydrated_until
 
 
-def next_storage(dataset: Dataset, home: Residence) -> tuple[StorageClass, Span] | None:
-    """Return the next colder storage class of a unit's objects and its age; None where there is none."""
-    rank = CLASSES.index(home.storage_class)
-    return next(((name, age) for name, age in dataset.storage if CLASSES.index(name) > rank), None)
+def next_storage(dataset: Dataset, home: Residence, reference: datetime | None) -> tuple[StorageClass, Span] | None:
+    """Return the storage class that a unit's objects go to next, and its age; None where there is none."""
+    if not dataset.storage:
+        return None
+    found = next_class(dataset.storage, home.storage_class, home.unit.end, reference)
+    return (found[0], dict(dataset.storage)[found[0]]) if found else None
 
 
 def _class_age(case: _Case) -> Span | None:
-    step = next_storage(case.dataset, case.home)
+    step = next_storage(case.dataset, case.home, case.clock.reference)
     return step[1] if step else None
 
 
