@@ -20,7 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from tiering import errors
 from tiering.model import Dataset, Form
-from tiering.ops import erase_lake, erase_proof, erase_tables
+from tiering.ops import erase_documents, erase_lake, erase_proof, erase_tables, lifecycle
 from tiering.plan.erase import OUT_OF_REACH, Found, Obstacle, Person, certificate_text, refused
 from tiering.plan.spans import due, unit_of
 from tiering.stores import erasures, person_redis
@@ -57,7 +57,7 @@ def datasets(stores: Stores) -> list[Dataset]:
 
 
 def _find(stores: Stores, dataset: Dataset, person: Person) -> list[Found]:
-    found = erase_tables.find(stores, dataset, person) if dataset.form is Form.TABLE else []
+    found = (erase_documents if dataset.form is Form.DOCUMENTS else erase_tables).find(stores, dataset, person)
     return [*found, *erase_lake.find(stores, dataset, person)]
 
 
@@ -166,6 +166,11 @@ def _round(stores: Stores, outlook: Outlook, person: Person, erasure: Erasure, n
             for o in outlook.obstacles
             if o.dataset == dataset.name and o.begin is not None
         ]
+        if mine and dataset.state == "moves":
+            lifecycle.finish_open(stores, dataset, now, actor)
+        in_documents = [item for item in mine if item.store == "documents"]
+        if in_documents:
+            erase_documents.erase(stores, dataset, in_documents, person, erasure, spared)
         in_tables = [item for item in mine if item.store in ("hot", "warm")]
         if in_tables:
             erase_tables.erase(stores, dataset, in_tables, person, erasure, spared, actor)
@@ -183,6 +188,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Prove, certify, sign. Left open, with the proof's findings, where rows of the person still came."""
     _conclude(stores, erasure, outlook)
+    touched = [p["place"] for p in erasures.places(stores.warm, erasure) if p["store"] in ("hot", "warm")]
+    erase_tables.forget_samples(stores, person, touched)
     proof = erase_proof.prove(stores, person)
     certificate = {
         "erasure_id": erasure.erasure_id,

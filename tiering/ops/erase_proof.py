@@ -19,9 +19,10 @@ import pyarrow as pa
 
 from tiering import errors
 from tiering.model import Dataset
+from tiering.ops.erase_documents import servers
 from tiering.ops.erase_tables import databases
 from tiering.plan.erase import Person
-from tiering.stores import person_parquet, person_redis
+from tiering.stores import person_documents, person_parquet, person_redis
 from tiering.stores.opening import Stores
 from tiering.stores.person_tables import mentions, statistics_mentions, tables_with_text
 from tiering.stores.ports import ObjectVersion
@@ -56,7 +57,18 @@ def prove(stores: Stores, person: Person) -> Proof:
     tables, in_tables = _tables(stores, person)
     keys, kinds = person_redis.mentions(stores.heat, person.is_in)
     in_redis = [Hit(f"redis {kind}", f"{kinds.count(kind)} keys") for kind in sorted(set(kinds))]
-    return Proof(objects, tables, 0, keys, (*in_objects, *in_tables, *in_redis))
+    collections, in_documents = _documents(stores, person)
+    return Proof(objects, tables, collections, keys, (*in_objects, *in_tables, *in_documents, *in_redis))
+
+
+def _documents(stores: Stores, person: Person) -> tuple[int, list[Hit]]:
+    count, hits = 0, []
+    for store, documents in servers(stores):
+        for collection in documents.collections():
+            count += 1
+            if found := person_documents.mentions(documents, collection, person.is_in):
+                hits.append(Hit(f"{store}:{collection}", f"{found} batches of documents"))
+    return count, hits
 
 
 def _objects(stores: Stores, person: Person) -> tuple[int, list[Hit]]:

@@ -32,6 +32,7 @@ from tiering.stores.person_tables import (
     is_person,
     person_tables,
     remove_rows,
+    statistics_mentions,
 )
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, identifier, names
 from tiering.stores.records import UnitRecord, fingerprint_to_json
@@ -84,7 +85,6 @@ def erase(
         with database.transaction("look for", dataset.name, read_only=True) as connection:
             there = [table for table in _tables(stores, connection, dataset) if table.name in mine]
         warm = {r.location: r for r in stores.ledger.units(dataset.name) if r.tier is Tier.WARM}
-        touched = []
         for table in there:
             if all(begin in {b for b, _ in spared} for begin in mine[table.name].counts):
                 continue
@@ -94,16 +94,20 @@ def erase(
                 _drop(stores, database, dataset, table, mine[table.name], erasure)
             else:
                 _remove(stores, database, dataset, table, mine[table.name], person, erasure, spared)
-            touched.append(table.name)
-        if touched:
-            _settle_statistics(stores, database, dataset, touched)
 
 
-def _settle_statistics(stores: Stores, database: Postgres, dataset: Dataset, touched: Sequence[str]) -> None:
-    parents = (tables.hot_parent, tables.sealed_parent, tables.warm_parent)
-    # Where a reader holds a table for long, the next round or the server's own vacuum does it; the proof says so.
-    with suppress(errors.CommitConflict):
-        forget_statistics(database, touched, [parent(dataset.name) for parent in parents])
+def forget_samples(stores: Stores, person: Person, places: Sequence[str]) -> None:
+    """Vacuum the tables that lost rows, and sample those anew whose planner statistics quote the person.
+
+    Why at the end, and by what the ledger and the statistics say: a run that was killed has not come so far.
+    """
+    for _, database in databases(stores):
+        with database.transaction("look into", "statistics", read_only=True) as connection:
+            quoting = [column.rsplit(".", 1)[0] for column in statistics_mentions(connection, person.name)]
+        parents = [table for table in quoting if table not in places]
+        # Where a reader holds a table for long, the server's own vacuum does it; the proof says so.
+        with suppress(errors.CommitConflict):
+            forget_statistics(database, [place for place in places if "." in place], parents)
 
 
 def _stop(connection: Connection, dataset: Dataset, begins: Sequence[datetime | None]) -> None:

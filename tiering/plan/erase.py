@@ -46,7 +46,7 @@ class Person:
     def pattern(self) -> re.Pattern[bytes]:
         """The name in bytes or free text, not as a part of a longer word: `12` is not in `123` and not in `a12`.
 
-        Why quotes for weak ones: they are how JSON delimits a whole value.
+        Why quotes for weak ones: they are how JSON delimits a whole value; BSON says its length and ends it with zero.
         """
         name = re.escape(self.name.encode())
         if self.is_weak:
@@ -148,7 +148,8 @@ def certificate_text(certificate: Mapping[str, Any]) -> str:
         "Kept:",
         *(_place_line(place) for place in certificate["places"] if place["state"] == "KEPT"),
         "",
-        f"Proof: {certificate['proof']['objects']} object versions, {certificate['proof']['tables']} tables and "
+        f"Proof: {certificate['proof']['objects']} object versions, {certificate['proof']['tables']} tables, "
+        f"{certificate['proof']['collections']} collections and "
         f"{certificate['proof']['keys']} keys read; found in {len(certificate['proof']['hits'])} places.",
         *(f"  {hit['place']}: {hit['text']}" for hit in certificate["proof"]["hits"]),
         "",

@@ -186,3 +186,17 @@ def forget_trash(connection: Connection, store: str, location: str) -> None:
            WHERE store = %s AND location = %s AND reclaimed_at IS NULL""",
         (store, location),
     )
+
+
+def recount_unit(connection: Connection, unit: Unit, row_count: int) -> None:
+    """Set how many documents a warm unit has, without the fingerprint of those it had before."""
+    if row_count == 0:
+        forget_unit(connection, unit)
+        return
+    execute(
+        connection,
+        """UPDATE tiering.unit SET row_count = %s, fingerprint = NULL, changed_at = clock_timestamp(),
+                  size_bytes = size_bytes * %s / greatest(row_count, 1)
+           WHERE dataset = %s AND begin_at = %s AND tier = 'warm'""",
+        (row_count, row_count, unit.dataset, unit.begin),
+    )
