@@ -52,7 +52,10 @@ class Moto:
         self._directory.cleanup()
 
     def restore_in_steps(self, looks: int) -> None:
-        """Make restores take time: the object shows as in progress until it was looked at so often."""
+        """Make restores take time: an object shows as in progress until it was looked at so often.
+
+        moto begins counting with the object's first look: look at it so often before its restore is asked for.
+        """
         body = f'{{"model_name": "s3::keyrestore", "transition": {{"progression": "manual", "times": {looks}}}}}'
         self._post("/moto-api/state-manager/set-transition", body)
 
