@@ -25,7 +25,7 @@ from tiering.stores import parquet, pghash, tables
 from tiering.stores.opening import Stores
 from tiering.stores.ports import ObjectStat
 from tiering.stores.postgres import fetch, fetch_one
-from tiering.stores.records import OPEN_STATES, UnitRecord
+from tiering.stores.records import OPEN_STATES, TrashRecord, UnitRecord
 
 STALE_AFTER = timedelta(days=1)
 """A move that nobody advanced for this long is stuck: every schedule would have carried it on."""
@@ -201,7 +201,7 @@ class _Look:
         stores = self.stores
         over = subtract(subtract(self.now, stores.policies.undo_window), stores.policies.grace)
         for item in stores.ledger.trash(self.dataset.name):
-            if item.trashed_at < over:
+            if item.trashed_at < over and not self._is_locked(item):
                 text = f"superseded at {item.trashed_at:%Y-%m-%d %H:%M}Z and still there, {item.size_bytes} bytes"
                 yield Finding(Code.OVERDUE_TRASH, item.location, text)
             if item.store == "lake":
@@ -213,6 +213,17 @@ class _Look:
                     is_there = item.store == "hot" or tables.exists(connection, item.location)
             if not is_there:
                 yield Finding(Code.MISSING_TRASH, item.location, "gone before its undo window was over")
+
+
+    def _is_locked(self, item: TrashRecord) -> bool:
+        """Tell whether a superseded object may stay because nobody can destroy it yet."""
+        if item.store != "lake" or not self.dataset.lock:
+            return False
+        try:
+            until = self.stores.objects.locked_until(self.stores.key(item.location))
+        except errors.NotFound:
+            return False
+        return until is not None and until > self.now
 
 
 def _deep(stores: Stores, dataset: Dataset, damaged: set[str], progress: Progress) -> tuple[list[Finding], int]:
