@@ -21,6 +21,7 @@ from tiering.cli_erase import erase
 from tiering.cli_moves import hold_app, policies_app, release, run, sweep
 from tiering.cli_placement import placement
 from tiering.cli_plan import explain, plan
+from tiering.cli_rehydrate import rehydrate
 
 # The stores cost a second or two to import, which `--help` and a mistyped option need not wait for:
 # hence the imports inside the functions, here and in cli_moves.
@@ -246,6 +247,7 @@ app.command()(run)
 app.command()(release)
 app.command()(sweep)
 app.command()(placement)
+app.command()(rehydrate)
 app.command()(erase)
 app.add_typer(hold_app, name="hold")
 app.add_typer(policies_app, name="policies")

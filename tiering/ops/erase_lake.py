@@ -27,6 +27,7 @@ from tiering.plan.layout import lake_key
 from tiering.stores import erasures, parquet, person_parquet, pghash
 from tiering.stores.bson_batches import RawBatch, print_of
 from tiering.stores.bson_typed import RAW_COLUMN
+from tiering.stores.copies import forget_copy
 from tiering.stores.erasures import Erasure
 from tiering.stores.lake import LakeFile
 from tiering.stores.ledger import audit, held, units
@@ -168,6 +169,7 @@ def _swap(stores: Stores, dataset: Dataset, rewritten: Sequence[Rewritten], eras
         for item in swapped:
             demand_free(connection, item.old.unit)
             erasures.stop_moves(connection, dataset.name, item.old.unit.begin)
+            forget_copy(connection, stores.warm_tables, dataset, item.old.unit.begin)
         if not swapped:
             return
         staged = stores.lake.stage(

@@ -12,6 +12,7 @@ from tiering.model import State, StorageClass, Tier
 from tiering.ops import handover, merge
 from tiering.ops.work import Work
 from tiering.stores import tables
+from tiering.stores.copies import forget_copy
 from tiering.stores.ledger import held
 from tiering.stores.postgres import execute
 from tiering.stores.records import MoveRecord, UnitRecord
@@ -53,6 +54,7 @@ def commit(work: Work) -> MoveRecord:
         if unit.tier is Tier.EXPIRED:
             _retire_late(work, connection)
         elif unit.tier is Tier.COLD:
+            forget_copy(connection, work.stores.warm_tables, work.dataset, work.unit.begin)
             retire_object(work, connection, unit)
         else:
             trash = tables.trash_table(work.unit, work.record.move_id, "expired")

@@ -22,6 +22,7 @@ from tiering.plan.columns import plan_columns
 from tiering.plan.fsck import Code, Finding, lasting
 from tiering.plan.spans import subtract
 from tiering.stores import parquet, pghash, tables
+from tiering.stores.copies import list_copies
 from tiering.stores.opening import Stores
 from tiering.stores.ports import ObjectStat
 from tiering.stores.postgres import fetch, fetch_one
@@ -116,10 +117,17 @@ class _Look:
         with stores.warm.transaction("check", name, read_only=True) as connection:
             parents = (tables.warm_parent(name), f"{tables.warm_parent(name)}_packed")
             attached = [child for parent in parents for child in tables.children(connection, parent)]
+            copies = {copy.location: copy for copy in list_copies(connection, name)}
         for location in attached:
-            if location not in warm:
+            if location not in warm and location not in copies:
                 text = "attached to the warm table, but no unit of the ledger"
                 yield Finding(Code.UNKNOWN_PARTITION, location, text)
+        cold = {record.unit for record in records if record.tier is Tier.COLD}
+        for location, copy in copies.items():
+            if location not in attached:
+                yield Finding(Code.MISSING_TABLE, str(copy.unit), f"its read copy {location} is not there")
+            elif copy.unit not in cold:
+                yield Finding(Code.TWO_COPIES, str(copy.unit), f"{location} is a copy of what the unit was before")
         for record in (record for location, record in warm.items() if location not in attached):
             text = f"the ledger says its copy is {record.location}, which no reader of the warm table sees"
             yield Finding(Code.MISSING_TABLE, str(record.unit), text)

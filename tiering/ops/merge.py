@@ -15,6 +15,7 @@ from tiering.ops import export, handover
 from tiering.ops.columns import recorded_print
 from tiering.ops.work import Work, demand_equal, fingerprint_of, prove_copy
 from tiering.stores import parquet, pgcopy, pghash, tables
+from tiering.stores.copies import forget_copy
 from tiering.stores.opening import Stores
 from tiering.stores.parquet_schema import columns_in
 from tiering.stores.postgres import LOCK_TIMEOUT_MS, Postgres, execute, fetch_one, identifier, names
@@ -101,6 +102,7 @@ def commit(work: Work) -> MoveRecord:
             _retire_table(work, connection, work.record.details["late"], "late")
         work.trash(connection, "hot", tables.trash_table(work.unit, move_id, "hot"), work.record.bytes_before)
         if old.tier is Tier.COLD:
+            forget_copy(connection, work.stores.warm_tables, work.dataset, work.unit.begin)
             record = export.publish(work, connection, replaces=old)
             _retire_table(work, connection, stage, "stage")
         else:

@@ -22,7 +22,7 @@ from psycopg2.extensions import connection as Connection
 
 from tiering.errors import ObjectLocked, TransientError
 from tiering.model import Dataset, Form
-from tiering.ops import handover
+from tiering.ops import handover, rehydrate
 from tiering.ops.audit import note_head
 from tiering.plan.spans import subtract
 from tiering.stores import tables
@@ -74,6 +74,11 @@ def sweep(stores: Stores, now: datetime, actor: str, *, dry_run: bool = False) -
             swept += job()
         except TransientError as exc:  # a reader holds one table: the rest need not wait for it
             problem = problem or exc
+    try:
+        copies = rehydrate.expire(stores, now, actor, dry_run=dry_run)
+        swept += [Swept("warm", copy.location, copy.size_bytes, "its time as a read copy is over") for copy in copies]
+    except TransientError as exc:
+        problem = problem or exc
     if not dry_run:
         _close_moves(stores)
         note_head(stores, now)
