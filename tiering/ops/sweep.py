@@ -95,7 +95,9 @@ def _jobs(
     over = stores.ledger.trash(dataset.name, before=subtract(now, stores.policies.undo_window))
     over = [item for item in over if not held & {None, item.begin}]
     jobs: list[Callable[[], list[Swept]]] = [
-        functools.partial(_drop_trash, stores, item, actor, dry_run) for item in over if item.store in ("hot", "warm")
+        functools.partial(_drop_trash, stores, item, actor, dry_run)
+        for item in over
+        if item.store not in ("lake", "files")
     ]
     jobs += [functools.partial(_drop_files, stores, item, actor, dry_run) for item in over if item.store == "files"]
     if dataset.form is not Form.FILES and stores.lake.exists(dataset.name):
@@ -122,10 +124,26 @@ def _drop_trash(stores: Stores, item: TrashRecord, actor: str, dry_run: bool) ->
                 return []
             if item.store == "warm":
                 tables.drop(ledger, item.location)
+            elif item.store == "documents":
+                _drop_documents(stores, item)
             else:
                 _drop_hot(stores, item)
             _reclaim(ledger, item, actor)
     return [Swept(item.store, item.location, item.size_bytes, "undo window over")]
+
+
+def _drop_documents(stores: Stores, item: TrashRecord) -> None:
+    """Destroy a collection of superseded documents, or a unit's range of one (`side:collection@begin/end`)."""
+    side, _, rest = item.location.partition(":")
+    where = stores.hot_documents if side == "hot" else stores.warm_documents
+    collection, _, bounds = rest.partition("@")
+    if not bounds:
+        where.drop(collection)
+        return
+    dataset = stores.policies.dataset(item.dataset)
+    assert dataset is not None, "the sweep goes by the policy file"
+    begin, end = (datetime.fromisoformat(bound) for bound in bounds.split("/"))
+    where.remove_range(collection, dataset.time_column, begin, end)
 
 
 def _drop_files(stores: Stores, item: TrashRecord, actor: str, dry_run: bool) -> list[Swept]:
@@ -255,7 +273,7 @@ def _close_moves(stores: Stores) -> None:
         execute(
             connection,
             """UPDATE tiering.move m SET state = 'RECLAIMED', changed_at = clock_timestamp()
-               WHERE state = 'COMMITTED' AND NOT EXISTS
+               WHERE state = 'COMMITTED' AND details->>'unsettled' IS NULL AND NOT EXISTS
                  (SELECT 1 FROM tiering.trash t WHERE t.move_id = m.move_id AND t.reclaimed_at IS NULL)""",
         )
 
