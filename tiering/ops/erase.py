@@ -21,6 +21,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from tiering import errors
 from tiering.model import Dataset, Form
 from tiering.ops import erase_documents, erase_lake, erase_proof, erase_tables, lifecycle
+from tiering.ops.audit import note_head
 from tiering.plan.erase import OUT_OF_REACH, Found, Obstacle, Person, certificate_text, refused
 from tiering.plan.spans import due, unit_of
 from tiering.stores import erasures, person_redis
@@ -214,6 +215,7 @@ def _finish(
             audit(connection, actor, "erase-unfinished", "", None, {"erasure": erasure.erasure_id, "sha256": sha256})
     else:
         erasures.close_erasure(stores.warm, erasure, certificate, sha256, actor)
+    note_head(stores, now)
     log.info("erased erasure=%d places=%d hits=%d", erasure.erasure_id, len(certificate["places"]), len(proof.hits))
     return certificate | {"object": stores.location(key), "sha256": sha256}
 
