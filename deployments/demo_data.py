@@ -57,8 +57,8 @@ def _moving(stores: Stores) -> list[Dataset]:
 def install(stores: Stores, now: datetime) -> None:
     """Do what `tiering install` does."""
     ops_install.install_schemas(stores, infra.sql.read("rooms"), infra.sql.read("ledger"))
-    with stores.hot.transaction("install", "market data tables") as connection:
-        execute(connection, infra.sql.read("market_data"))
+    with stores.hot.transaction("install", "application tables") as connection:
+        execute(connection, infra.sql.read_tables())
     for dataset in _moving(stores):
         ops_install.install_dataset(stores, dataset)
         ops_install.prepare_units(stores, dataset, now)

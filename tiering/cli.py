@@ -93,7 +93,7 @@ def chosen(stores: Stores, dataset: str | None, data_class: str | None = None) -
 
 @app.command()
 def install(as_json: Json = False, at: At = None) -> None:
-    """Create schemas, ledger, market data tables, and what every moving dataset needs around its own. Idempotent.
+    """Create schemas, ledger, application tables, and what every moving dataset needs around its own. Idempotent.
 
     Example: `tiering install`
     """
@@ -104,8 +104,8 @@ def install(as_json: Json = False, at: At = None) -> None:
     now = instant(at)
     with opened() as stores:
         ops.install_schemas(stores, infra.sql.read("rooms"), infra.sql.read("ledger"))
-        with stores.hot.transaction("install", "market data tables") as connection:
-            execute(connection, infra.sql.read("market_data"))
+        with stores.hot.transaction("install", "application tables") as connection:
+            execute(connection, infra.sql.read_tables())
         rows = []
         for dataset in chosen(stores, None):
             columns = ops.install_dataset(stores, dataset)

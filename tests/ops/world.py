@@ -87,7 +87,7 @@ def open_world(settings: Settings, dataset: str = "market_bars") -> Iterator[Wor
     with open_stores(settings, policies) as stores:
         install.install_schemas(stores, infra.sql.read("rooms"), infra.sql.read("ledger"))
         with stores.hot.transaction("create", "tables") as connection:
-            execute(connection, infra.sql.read("market_data"))
+            execute(connection, infra.sql.read_tables())
         found = lifecycle.dataset_named(stores, dataset)
         install.install_dataset(stores, found)
         yield World(stores, found)
