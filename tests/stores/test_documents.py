@@ -12,6 +12,7 @@ import bson
 import pytest
 from pydantic import SecretStr
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
 from tests.stores.bson_torture import KEPT, document, double, element, int32, int64, string, torture
 from tests.stores.faulty_proxy import Fault, FaultyProxy
@@ -208,7 +209,7 @@ class Updater(threading.Thread):
         self.updated: dict[int, int] = {}
         self.stopped = threading.Event()
         self.began = threading.Event()
-        self.problem: BaseException | None = None
+        self.problem: PyMongoError | None = None
 
     def run(self) -> None:
         try:
@@ -221,7 +222,7 @@ class Updater(threading.Thread):
                     if done.matched_count:
                         self.updated[key] = self.updated.get(key, 0) + 1
                     self.began.set()
-        except BaseException as exc:
+        except PyMongoError as exc:
             self.problem = exc
 
 
