@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from tiering import errors
-from tiering.model import Dataset, Form, StorageClass, Tier
-from tiering.plan.storage import RESTORE_DAYS, RESTORE_HOURS, known_class, ready_about
+from tiering.model import Dataset, StorageClass
+from tiering.plan.storage import RESTORE_HOURS, known_class, ready_about
 from tiering.stores.ledger import audit
 from tiering.stores.object_rows import ObjectRecord, list_objects, note_restore, put_objects
 from tiering.stores.objects import S3Objects
@@ -157,19 +157,3 @@ def _look(stores: Stores, record: ObjectRecord, now: datetime, actor: str) -> Ch
 def bucket_of(stores: Stores, record: ObjectRecord) -> S3Objects:
     """Return the store that an object is in."""
     return stores.files if record.bucket == stores.files.bucket else stores.objects
-
-
-def of_units(stores: Stores, dataset: Dataset, begin: datetime | None, end: datetime | None) -> list[ObjectRecord]:
-    """List the objects of a dataset's units in `[begin, end)` that are in deep archive."""
-    if dataset.form is Form.FILES:
-        found = find(stores, dataset=dataset, begin=begin, end=end)
-        return [r for r in found if known_class(r.storage_class) is StorageClass.DEEP_ARCHIVE]
-    cold = {
-        stores.key(unit.location)
-        for unit in stores.ledger.units(dataset.name)
-        if unit.tier is Tier.COLD and unit.storage_class is StorageClass.DEEP_ARCHIVE
-    }
-    return [record for record in find(stores, dataset=dataset, begin=begin, end=end) if record.key in cold]
-
-
-DEFAULT_DAYS = RESTORE_DAYS
