@@ -1,6 +1,6 @@
-"""The flows that move units through their life: hot → warm → compressed → cold → expired.
+"""The flows that move units through their life: hot → warm → compressed → cold → archived → expired.
 
-All four are one order of steps with other transitions: prepare, plan, and per due unit, several at once,
+All five are one order of steps with other transitions: prepare, plan, and per due unit, several at once,
 seal → check → copy → verify → commit. What is due, and how each step is done, is the library's.
 
 How a run ends: **Failed** when a unit or a dataset failed, naming each (the others were carried on); **Quarantined**,
@@ -81,6 +81,17 @@ def warm_to_cold(
 ) -> State[None]:
     """Export warm units to the lake. Parameters as for `hot_to_warm`."""
     return _carry_out((Transition.WARM_TO_COLD,), data_class, dataset, run_now(at), dry_run)
+
+
+@flow(name="archive", flow_run_name=name_run)
+def archive(
+    data_class: str | None = None,
+    dataset: str | None = None,
+    at: AwareDatetime | None = None,
+    dry_run: bool = False,
+) -> State[None]:
+    """Give files and cold objects past their age the storage class that is due. Parameters as for `hot_to_warm`."""
+    return _carry_out((Transition.ARCHIVE,), data_class, dataset, run_now(at), dry_run)
 
 
 @flow(name="expire", flow_run_name=name_run)

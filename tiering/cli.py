@@ -19,6 +19,7 @@ from tiering import cli_output as out
 from tiering import errors
 from tiering.cli_erase import erase
 from tiering.cli_moves import hold_app, policies_app, release, run, sweep
+from tiering.cli_objects import app as objects_app
 from tiering.cli_placement import placement
 from tiering.cli_plan import explain, plan
 from tiering.cli_rehydrate import rehydrate
@@ -250,6 +251,7 @@ app.command()(placement)
 app.command()(rehydrate)
 app.command()(erase)
 app.add_typer(hold_app, name="hold")
+app.add_typer(objects_app, name="objects")
 app.add_typer(policies_app, name="policies")
 if importlib.util.find_spec("infra"):
     # Installed without the repository, the library has no embedded stack.

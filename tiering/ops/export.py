@@ -19,7 +19,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from tiering import errors
-from tiering.model import Column, Fingerprint, State, Tier
+from tiering.model import Column, Fingerprint, State, StorageClass, Tier
 from tiering.ops.work import Work, both, compared_columns, fingerprint_of, prove_copy
 from tiering.plan.layout import lake_key
 from tiering.plan.spans import due
@@ -194,7 +194,7 @@ def publish(work: Work, connection: Connection, replaces: UnitRecord | None) -> 
     # One publisher per table at a time: the loser of a pointer race would have to write its metadata again.
     execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
     file = LakeFile(record.target, record.bytes_after, record.row_count)
-    if replaces is None:
+    if replaces is None or replaces.storage_class is StorageClass.DEEP_ARCHIVE:  # then its file is not in the table
         staged = stores.lake.stage_add(name, file)
     else:
         staged = stores.lake.stage_swap(name, replaces.location, file)

@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from psycopg2 import sql
 
 from tiering import errors
-from tiering.model import Dataset, Tier
+from tiering.model import Dataset, Form, Tier
+from tiering.ops.archive import is_out_of_lake
 from tiering.ops.audit import check_chain
 from tiering.ops.columns import look, recorded_print
 from tiering.ops.export import fetched
@@ -71,7 +72,7 @@ def fsck(stores: Stores, now: datetime, *, deep: bool = False, progress: Progres
             copy has no fingerprint in the ledger).
         progress: told during the deep part.
     """
-    moving = [d for d in stores.policies.datasets if d.state == "moves"]
+    moving = [d for d in stores.policies.datasets if d.state == "moves" and d.form is not Form.FILES]
     units = objects = rows = 0
     found: list[Finding] = []
     for dataset in moving:
@@ -181,7 +182,7 @@ class _Look:
 
     def _lake(self, records: list[UnitRecord]) -> Iterator[Finding]:
         name = self.dataset.name
-        cold = {record.location: record for record in records if record.tier is Tier.COLD}
+        cold = {r.location: r for r in records if r.tier is Tier.COLD and not is_out_of_lake(r)}
         files = {f.location: f for f in self.stores.lake.files(name)} if self.stores.lake.exists(name) else {}
         for location in sorted(cold.keys() - files.keys()):
             yield Finding(Code.NOT_IN_LAKE, str(cold[location].unit), f"{location} is not in the Iceberg table")
