@@ -8,80 +8,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 import infra.sql
+from tests.ops.file_world import POLICIES, Files
 from tiering import errors
-from tiering.model import Dataset, Receipt, State, StorageClass, Tier, Transition
+from tiering.model import State, StorageClass, Tier, Transition
 from tiering.ops import lifecycle
 from tiering.ops.install import install_schemas
 from tiering.ops.sweep import sweep
 from tiering.plan.policies import parse_policies
 from tiering.plan.spans import unit_of
 from tiering.settings import Settings
-from tiering.stores.object_rows import ObjectRecord, list_objects
-from tiering.stores.opening import Stores, open_stores
+from tiering.stores.opening import open_stores
 
 ROOT = Path(__file__).parents[2]
-POLICIES = """
-market_data: {hot_to_warm: 7d, warm_to_cold: 2y, compression: 7d, retention: 5y}
-sweep: {undo_window: 1d, grace: 1d}
-datasets:
-  charts:
-    class: market_data
-    hot: s3
-    warm: s3
-    time_column: created_at
-    key: [created_at, key]
-    unit: 1d
-    prefix: charts/
-    storage: {STANDARD_IA: 1mo, GLACIER_IR: 6mo, DEEP_ARCHIVE: 2y}
-    overrides: {hot_to_warm: –, warm_to_cold: –}
-"""
-
-
-@dataclass(frozen=True)
-class Files:
-    """Stores and one dataset of files whose objects were created today; time passes by `after`."""
-
-    stores: Stores
-    dataset: Dataset
-    today: datetime
-
-    def write(self, name: str, data: bytes = b"chart", **options: object) -> str:
-        """Write as an application does: over what is there. The newest object sets the reference."""
-        bucket = self.stores.files
-        answer = bucket._client.put_object(Bucket=bucket.bucket, Key=f"charts/{name}", Body=data, **options)
-        return str(answer["VersionId"])
-
-    def after(self, **span: float) -> datetime:
-        return self.today + timedelta(**span)
-
-    def begin(self, at: datetime) -> list[int]:
-        return lifecycle.begin_moves(self.stores, self.plan(at))
-
-    def plan(self, at: datetime) -> lifecycle.Plan:
-        """Plan as if a new object had come at that instant: ages count from the newest."""
-        residences, _ = lifecycle.survey(self.stores, self.dataset)
-        return lifecycle.plan_moves(self.dataset, residences, at, at)
-
-    def run(self, at: datetime) -> list[Receipt]:
-        return [lifecycle.run_move(self.stores, move_id, at, "test") for move_id in self.begin(at)]
-
-    def classes(self) -> dict[str, str]:
-        return {found.key.removeprefix("charts/"): found.storage_class for found in self.stores.files.list("charts/")}
-
-    def rows(self) -> list[ObjectRecord]:
-        with self.stores.warm.transaction("list", "objects") as connection:
-            return list_objects(connection, dataset="charts")
-
-    def body(self, name: str) -> bytes:
-        with self.stores.files.open(f"charts/{name}") as file:
-            return file.read()
 
 
 @pytest.fixture
