@@ -29,6 +29,7 @@ from tiering.stores.bson_batches import RawBatch, print_of
 from tiering.stores.bson_typed import RAW_COLUMN
 from tiering.stores.copies import forget_copy
 from tiering.stores.erasures import Erasure
+from tiering.stores.joined import change_files
 from tiering.stores.lake import LakeFile
 from tiering.stores.ledger import audit, held, units
 from tiering.stores.opening import Stores
@@ -172,12 +173,13 @@ def _swap(stores: Stores, dataset: Dataset, rewritten: Sequence[Rewritten], eras
             forget_copy(connection, stores.warm_tables, dataset, item.old.unit.begin)
         if not swapped:
             return
-        staged = stores.lake.stage(
+        change_files(
+            connection,
+            stores.lake,
             dataset.name,
             add=[LakeFile(r.new.location, r.new.size_bytes, r.new.row_count) for r in swapped if r.new],
             remove=[r.old.location for r in swapped],
         )
-        stores.lake.apply(connection, staged)
         for item in swapped:
             if item.new:
                 stores.ledger.put_unit(connection, item.new)
@@ -225,6 +227,7 @@ def forget(stores: Stores, dataset: Dataset, found: Sequence[Found], erasure: Er
         stores.objects.delete_versions(_unnamed_manifests(stores, dataset, named))
         for place in old:
             erasures.forget_trash(connection, "lake", place)
+            erasures.forget_object(connection, stores.lake_bucket, stores.key(place))
             erasures.note_done(connection, erasure, place, {})
         audit(connection, actor, "erase-purge", dataset.name, None, {"erasure": erasure.erasure_id, "files": len(old)})
 

@@ -27,6 +27,7 @@ from tiering.stores.ledger import audit, units
 from tiering.stores.opening import Stores
 from tiering.stores.person_tables import (
     PersonTable,
+    clear_statistics,
     count_by_day,
     forget_statistics,
     is_person,
@@ -108,6 +109,8 @@ def forget_samples(stores: Stores, person: Person, places: Sequence[str]) -> Non
         # Where a reader holds a table for long, the server's own vacuum does it; the proof says so.
         with suppress(errors.CommitConflict):
             forget_statistics(database, [place for place in places if "." in place], parents)
+        with database.transaction("clear", "statistics") as connection:
+            clear_statistics(connection, statistics_mentions(connection, person.name))
 
 
 def _stop(connection: Connection, dataset: Dataset, begins: Sequence[datetime | None]) -> None:
@@ -146,6 +149,7 @@ def _remove(
             # The unit may be gone altogether, and come again: an empty table would stand in the way of its names.
             tables.drop(connection, table.name)
             _forget_trash(ledger, table.name)
+        erasures.recount_rehydrated(ledger, table.name, removed)
         erasures.note_done(ledger, erasure, table.name, {"removed": removed})
 
 

@@ -200,3 +200,17 @@ def recount_unit(connection: Connection, unit: Unit, row_count: int) -> None:
            WHERE dataset = %s AND begin_at = %s AND tier = 'warm'""",
         (row_count, row_count, unit.dataset, unit.begin),
     )
+
+
+def forget_object(connection: Connection, bucket: str, key: str) -> None:
+    """Take an object that was destroyed out of the list of those with a storage class."""
+    execute(connection, "DELETE FROM tiering.object WHERE bucket = %s AND object_key = %s", (bucket, key))
+
+
+def recount_rehydrated(connection: Connection, location: str, removed: int) -> None:
+    """Take the rows removed off the count of a read copy, if the table is one."""
+    execute(
+        connection,
+        "UPDATE tiering.rehydrated SET row_count = greatest(row_count - %s, 0) WHERE location = %s",
+        (removed, location),
+    )

@@ -165,6 +165,18 @@ def forget_statistics(database: Postgres, tables: Sequence[str], parents: Sequen
                 execute(connection, sql.SQL("ANALYZE {}").format(identifier(parent)))
 
 
+def clear_statistics(connection: Connection, columns: Sequence[str]) -> None:
+    """Forget the statistics of `schema.table.column`s: of a table without rows, ANALYZE leaves the old ones.
+
+    Before PostgreSQL 18 there is no way to but a superuser's; the proof then names them.
+    """
+    known = fetch_one(connection, "SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'pg_clear_attribute_stats')")
+    for column in columns if known and known[0] else ():
+        for inherited in (False, True):
+            arguments = (*column.split(".", 2), inherited)
+            execute(connection, "SELECT pg_clear_attribute_stats(%s, %s, %s, %s)", arguments)
+
+
 def _exists(connection: Connection, table: str) -> bool:
     row = fetch_one(connection, "SELECT to_regclass(%s) IS NOT NULL", (table,))
     return bool(row and row[0])
