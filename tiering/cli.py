@@ -17,6 +17,7 @@ import typer
 
 from tiering import cli_output as out
 from tiering import errors
+from tiering.cli_compact import compact
 from tiering.cli_erase import erase
 from tiering.cli_moves import hold_app, policies_app, release, run, sweep
 from tiering.cli_objects import app as objects_app
@@ -249,6 +250,7 @@ app.command()(release)
 app.command()(sweep)
 app.command()(placement)
 app.command()(rehydrate)
+app.command()(compact)
 app.command()(erase)
 app.add_typer(hold_app, name="hold")
 app.add_typer(objects_app, name="objects")

@@ -122,6 +122,20 @@ CREATE TABLE IF NOT EXISTS tiering.rehydrated (
     PRIMARY KEY (dataset, begin_at)
 );
 
+-- Joined lake files: each stands in the Iceberg table for the objects of several units, which stay the ones that count.
+CREATE TABLE IF NOT EXISTS tiering.joined (
+    location   text        PRIMARY KEY,
+    dataset    text        NOT NULL,
+    begin_at   timestamptz NOT NULL,
+    end_at     timestamptz NOT NULL,
+    row_count  bigint      NOT NULL,
+    size_bytes bigint      NOT NULL,
+    sha256     text        NOT NULL,
+    parts      text[]      NOT NULL,                  -- locations of the units' own objects
+    made_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS joined_dataset ON tiering.joined (dataset, begin_at);
+
 -- Objects of files datasets and of the lake that left STANDARD: where each is, and its restore if one was asked for.
 CREATE TABLE IF NOT EXISTS tiering.object (
     bucket        text        NOT NULL,

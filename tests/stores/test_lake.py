@@ -245,8 +245,8 @@ def test_field_ids_are_the_columns_own(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("unit", "partition"),
     [
-        (DAY, "ts_day"),
-        (Span(hours=8), "ts_day"),
+        (DAY, "ts_month"),
+        (Span(hours=8), "ts_month"),
         (Span(hours=7), ""),
         (Span(days=7), ""),
         (Span(months=1), "ts_month"),

@@ -15,9 +15,9 @@ from tiering.model import State, StorageClass, Tier
 from tiering.ops import restores
 from tiering.ops.work import Work
 from tiering.plan.storage import RANKS, RESTORE_DAYS, next_class
+from tiering.stores.joined import change_files
 from tiering.stores.object_rows import ObjectRecord, put_objects
 from tiering.stores.opening import Stores
-from tiering.stores.postgres import execute
 from tiering.stores.records import MoveRecord, UnitRecord
 
 OUT_OF_SIGHT = StorageClass.DEEP_ARCHIVE
@@ -81,8 +81,7 @@ def commit(work: Work) -> MoveRecord:
     wanted = StorageClass(details["storage_class"])
     with work.commit() as connection:
         if wanted is OUT_OF_SIGHT and not is_out_of_lake(unit):
-            execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
-            stores.lake.apply(connection, stores.lake.stage_remove(name, unit.location))
+            change_files(connection, stores.lake, name, remove=[unit.location])
         stores.ledger.put_unit(connection, replace(unit, storage_class=wanted))
         put_objects(connection, [_row(stores, unit, details["etag"], wanted)])
         work.audit(connection, "archive", object=unit.location, storage_class=wanted, before=details["class_before"])

@@ -13,8 +13,8 @@ from tiering.ops import handover, merge
 from tiering.ops.work import Work
 from tiering.stores import tables
 from tiering.stores.copies import forget_copy
+from tiering.stores.joined import change_files, lock_publisher
 from tiering.stores.ledger import held
-from tiering.stores.postgres import execute
 from tiering.stores.records import MoveRecord, UnitRecord
 
 
@@ -81,9 +81,9 @@ def demand_no_hold(work: Work, connection: Connection) -> None:
 def retire_object(work: Work, connection: Connection, unit: UnitRecord) -> None:
     """Take a cold unit's file out of the lake table and hand its object to the sweep, in the commit's transaction."""
     name = work.dataset.name
-    execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
+    lock_publisher(connection, name)
     if unit.storage_class is not StorageClass.DEEP_ARCHIVE:  # then it has left the live table already
-        work.stores.lake.apply(connection, work.stores.lake.stage_remove(name, unit.location))
+        change_files(connection, work.stores.lake, name, remove=[unit.location])
     work.trash(connection, "lake", unit.location, unit.size_bytes)
 
 

@@ -24,9 +24,9 @@ from tiering.ops.work import Work, both, compared_columns, fingerprint_of, prove
 from tiering.plan.layout import lake_key
 from tiering.plan.spans import due
 from tiering.stores import parquet, pgcopy, pghash, tables
+from tiering.stores.joined import change_files
 from tiering.stores.lake import LakeFile
 from tiering.stores.opening import Stores
-from tiering.stores.postgres import execute
 from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
 
 
@@ -191,14 +191,11 @@ def publish(work: Work, connection: Connection, replaces: UnitRecord | None) -> 
         CommitConflict: another commit moved the pointer first; the whole transaction is tried again.
     """
     stores, name, record = work.stores, work.dataset.name, work.record
-    # One publisher per table at a time: the loser of a pointer race would have to write its metadata again.
-    execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"tiering.publish.{name}",))
     file = LakeFile(record.target, record.bytes_after, record.row_count)
     if replaces is None or replaces.storage_class is StorageClass.DEEP_ARCHIVE:  # then its file is not in the table
-        staged = stores.lake.stage_add(name, file)
+        change_files(connection, stores.lake, name, add=[file])
     else:
-        staged = stores.lake.stage_swap(name, replaces.location, file)
-    stores.lake.apply(connection, staged)
+        change_files(connection, stores.lake, name, add=[file], remove=[replaces.location])
     fingerprint = fingerprint_from_json(record.details.get("fingerprint"))
     stores.ledger.put_unit(connection, replace(written_unit(work), fingerprint=fingerprint))
     if replaces is not None:

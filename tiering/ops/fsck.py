@@ -24,6 +24,7 @@ from tiering.plan.fsck import Code, Finding, lasting
 from tiering.plan.spans import subtract
 from tiering.stores import parquet, pghash, tables
 from tiering.stores.copies import list_copies
+from tiering.stores.joined import JoinedFile, list_joined
 from tiering.stores.opening import Stores
 from tiering.stores.ports import ObjectStat
 from tiering.stores.postgres import fetch, fetch_one
@@ -175,18 +176,31 @@ class _Look:
                     Code.WRONG_SIZE, unit, f"{record.location} has {stat.size} bytes, not {record.size_bytes}"
                 )
         named = {record.location for record in records}
+        named |= {file.location for file in self._joined()}
         named |= {item.location for item in self.stores.ledger.trash(self.dataset.name)}
         named |= {move.target for move in self.stores.ledger.moves(self.dataset.name, OPEN_STATES)}
         for location in sorted(listed.keys() - named):
             yield Finding(Code.ORPHAN_OBJECT, location, f"{listed[location].size} bytes that nothing names")
 
+    def _joined(self) -> list[JoinedFile]:
+        with self.stores.warm.transaction("list joined files of", self.dataset.name, read_only=True) as connection:
+            return list_joined(connection, self.dataset.name)
+
     def _lake(self, records: list[UnitRecord]) -> Iterator[Finding]:
         name = self.dataset.name
         cold = {r.location: r for r in records if r.tier is Tier.COLD and not is_out_of_lake(r)}
         files = {f.location: f for f in self.stores.lake.files(name)} if self.stores.lake.exists(name) else {}
-        for location in sorted(cold.keys() - files.keys()):
+        joined = {file.location: file for file in self._joined()}
+        hidden = {part for file in joined.values() for part in file.parts}
+        for location in sorted(joined.keys() - files.keys()):
+            yield Finding(Code.NOT_IN_LAKE, location, "a joined file that is not in the Iceberg table")
+        for location in sorted(hidden - cold.keys()):
+            yield Finding(Code.LAKE_DIFFERS, location, "a joined file stands for it, and it is no unit's copy")
+        for location in sorted(hidden & files.keys()):
+            yield Finding(Code.LAKE_DIFFERS, location, "in the Iceberg table beside the joined file with its rows")
+        for location in sorted(cold.keys() - files.keys() - hidden):
             yield Finding(Code.NOT_IN_LAKE, str(cold[location].unit), f"{location} is not in the Iceberg table")
-        for location in sorted(files.keys() - cold.keys()):
+        for location in sorted(files.keys() - cold.keys() - joined.keys()):
             yield Finding(Code.NOT_IN_LEDGER, location, "in the Iceberg table, but no unit's copy")
         for location in sorted(files.keys() & cold.keys()):
             file, record = files[location], cold[location]
@@ -222,7 +236,6 @@ class _Look:
                     is_there = item.store == "hot" or tables.exists(connection, item.location)
             if not is_there:
                 yield Finding(Code.MISSING_TRASH, item.location, "gone before its undo window was over")
-
 
     def _is_locked(self, item: TrashRecord) -> bool:
         """Tell whether a superseded object may stay because nobody can destroy it yet."""

@@ -147,6 +147,11 @@ class IcebergLake:
             found |= {field.name: field.field_id for field in schema.fields if field.field_id != EXACT_FIELD_ID}
         return found
 
+    def partition(self, dataset: str) -> str:
+        """Name the time that a partition of the table spans: "day", "month", "year", or "" without partitions."""
+        names = [str(field.transform) for field in self._table(dataset).spec().fields]
+        return names[0] if names else ""
+
     def stage_add(self, dataset: str, file: LakeFile) -> StagedCommit:
         """Stage one new file; see `stage`."""
         return self.stage(dataset, add=(file,))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.transforms import DayTransform, MonthTransform, Transform, YearTransform
+from pyiceberg.transforms import MonthTransform, Transform, YearTransform
 from pyiceberg.types import (
     BinaryType,
     BooleanType,
@@ -91,7 +91,10 @@ def evolve_schema(dataset: str, current: Schema, columns: tuple[Column, ...], sc
 
 
 def partition_spec(unit: Span, schema: Schema, time_column: str) -> PartitionSpec:
-    """Choose partitions that no unit can straddle: days, months or years, else none."""
+    """Choose partitions that no unit can straddle: months or years, else none.
+
+    Why no days: a file keeps its bounds of time anyway, and small files of a month can be joined into one.
+    """
     transform = _partition_transform(unit)
     if transform is None:
         return PartitionSpec(spec_id=0)
@@ -145,4 +148,4 @@ def _partition_transform(unit: Span) -> Transform[int, int] | None:
     if unit.months:
         return {1: MonthTransform(), 12: YearTransform()}.get(unit.months)
     within_a_day = unit.days == 1 or (unit.hours and 24 % unit.hours == 0)
-    return DayTransform() if within_a_day else None
+    return MonthTransform() if within_a_day else None
