@@ -220,7 +220,9 @@ def _delete_superseded(stores: Stores, superseded: Iterable[TrashRecord], actor:
     waiting = iter(superseded)
     while items := list(itertools.islice(waiting, OBJECTS_AT_ONCE)):
         with _unheld(stores, items) as (ledger, free):
-            stores.objects.delete([stores.key(item.location) for item in free])
+            keys = [stores.key(item.location) for item in free]
+            stores.objects.delete(keys)
+            forget_objects(ledger, stores.objects.bucket, keys)
             for item in free:
                 _reclaim(ledger, item, actor)
         deleted += free
