@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import pytest
 
+from tests.ops.document_world import open_documents, raw
 from tests.ops.world import NOW, World, days_ago, open_world
 from tests.stores.test_lake import outside_catalog
 from tiering import errors
@@ -132,6 +133,22 @@ def test_files_of_different_ages_of_the_table_are_joined(world: World, fresh_set
     table = outside_catalog(fresh_settings).load_table(("lake", "market_bars")).scan().to_arrow()
     found = [table.column(name).drop_null().to_pylist() for name in ("venue", "fee")]
     assert found == [["X"], [Decimal("1.25")]]
+
+
+def test_documents_are_joined_too(fresh_settings: Settings) -> None:
+    with open_documents(fresh_settings) as world:
+        wanted = [article for age in (400, 399, 398) for article in world.news(days_ago(age), 40)]
+        world.insert(wanted)
+        for transition in (Transition.HOT_TO_WARM, Transition.WARM_TO_COLD):
+            for receipt in world.run(transition):
+                assert receipt.state is State.COMMITTED
+        assert world.seen() == raw(wanted)
+        files = len(world.stores.lake.files(world.dataset.name))
+        [done] = compact(world.stores, world.dataset, "test")
+        assert (done.files, done.row_count) == (files, 120)
+        assert len(world.stores.lake.files(world.dataset.name)) == 1
+        assert world.seen() == raw(wanted)
+        assert compact(world.stores, world.dataset, "test") == []
 
 
 def test_a_damaged_part_is_refused_and_nothing_changes(world: World) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from tests.ops.test_archive import LOOKS, OLD, glacier, look, moto
 from tests.ops.world import NOW, World, days_ago, open_world
 from tests.stores.test_lake import outside_catalog
 from tiering import errors
@@ -23,6 +24,8 @@ from tiering.settings import Settings
 from tiering.stores import tables
 from tiering.stores.copies import list_copies
 from tiering.stores.postgres import execute, fetch_one
+
+__all__ = ["glacier", "moto"]  # fixtures
 
 WEEK = Span(days=7)
 FIRST, SECOND, THIRD = 803, 802, 801
@@ -168,6 +171,21 @@ def test_an_empty_range_and_a_hot_one(world: World) -> None:
     with pytest.raises(errors.PermanentError, match="an empty range"):
         bring(world, THIRD, SECOND)
     assert [b.state for b in bring(world, 0, -1)] == ["as it is"]
+
+
+def test_deep_archive_is_asked_for_and_a_later_run_goes_on(glacier: World) -> None:
+    range_of = (glacier.stores, glacier.dataset, OLD, OLD + timedelta(days=1))
+    look(glacier, LOOKS)
+    [first] = rehydrate.rehydrate(*range_of, NOW, WEEK, "test")
+    ready = NOW + timedelta(hours=48)
+    assert (first.state, first.ready_about) == ("waiting", ready)
+    assert first.text == f"cold, restore requested, ready about {ready:%Y-%m-%d %H:%M}Z"
+    [again] = rehydrate.rehydrate(*range_of, NOW + timedelta(hours=1), WEEK, "test")
+    assert (again.state, again.ready_about) == ("waiting", ready), "asked for once"
+    assert copies(glacier) == []
+    look(glacier, LOOKS)
+    [done] = rehydrate.rehydrate(*range_of, ready, WEEK, "test")
+    assert (done.state, done.row_count) == ("copied", 60)
 
 
 def test_killed_at_any_moment_it_leaves_nothing_half_done(settings: Settings, world: World) -> None:

@@ -362,7 +362,7 @@ def test_what_does_not_belong_is_refused(bench: Bench) -> None:
     file = bench.bars()
     bench.publish(file)
     before = bench.lake.metadata_location("bars")
-    two_days = bench.write(bar_rows(BEGIN, 1) + bar_rows(BEGIN + timedelta(days=1), 1))
+    two_months = bench.write(bar_rows(BEGIN, 1) + bar_rows(BEGIN + timedelta(days=31), 1))
     stranger = bench.write([{"ts": BEGIN, "mood": "good"}], (BARS[1], Column("mood", "text", Kind.TEXT, field_id=5)))
     bench.objects.put_new("lake/bars/no.parquet", io.BytesIO(b"none"), 4, hashlib.sha256(b"none").hexdigest())
     for wrong, family in [
@@ -371,7 +371,7 @@ def test_what_does_not_belong_is_refused(bench: Bench) -> None:
         (replace(bench.bars(), size_bytes=11), errors.CorruptCopy),
         (LakeFile(bench.objects.location("lake/bars/no.parquet"), 4, 1), errors.CorruptCopy),
         (LakeFile(bench.objects.location("lake/bars/none.parquet"), 4, 1), errors.NotFound),
-        (two_days, errors.SchemaMismatch),
+        (two_months, errors.SchemaMismatch),
         (stranger, errors.SchemaMismatch),
     ]:
         with pytest.raises(family) as caught:

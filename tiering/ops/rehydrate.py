@@ -17,14 +17,13 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from tiering import errors
 from tiering.model import Dataset, Form, Span, Tier, Unit
-from tiering.ops import restores
+from tiering.ops import archive
 from tiering.ops.columns import recorded_print, settle
 from tiering.ops.export import fetched
 from tiering.ops.lifecycle import survey
 from tiering.ops.work import demand_equal
 from tiering.plan.rehydrate import Verb, Wish, plan_rehydration
 from tiering.plan.spans import add
-from tiering.plan.storage import ready_about
 from tiering.stores import parquet, pgcopy, pghash, tables
 from tiering.stores.copies import CopyRecord, drop_copy, extend_copy, list_copies, lock_copy, put_copy
 from tiering.stores.ledger import audit, units
@@ -113,11 +112,13 @@ def _bring(stores: Stores, dataset: Dataset, begin: datetime, now: datetime, unt
         if kept is not None:
             return Brought(record.unit, "extended", row_count=record.row_count, until=kept)
     try:
+        # Asked for once, however often this is called; no read hangs on it.
+        archive.ask_for(stores, record, now, speed=RESTORE_SPEED, days=max(1, (until - now).days))
         copy = _copy(stores, dataset, record, now, until, actor)
     except errors.InDeepArchive as exc:
-        ready = _ask(stores, exc, now, until)
-        about = f"{ready:%Y-%m-%d %H:%M}Z" if ready else "unknown"
-        return Brought(record.unit, "waiting", f"cold, restore requested, ready about {about}", ready_about=ready)
+        about = f"{exc.ready_about:%Y-%m-%d %H:%M}Z" if exc.ready_about else "a time that the store does not tell"
+        text = f"cold, restore requested, ready about {about}"
+        return Brought(record.unit, "waiting", text, ready_about=exc.ready_about)
     return Brought(copy.unit, "copied", "", copy.row_count, copy.size_bytes, copy.until)
 
 
@@ -160,17 +161,6 @@ def _demand_unchanged(connection: Connection, record: UnitRecord) -> None:
     is_made = any(copy.unit == unit for copy in list_copies(connection, unit.dataset, unit.begin))
     if is_made or units(connection, unit.dataset, unit.begin) != [record]:
         raise errors.CommitConflict("rehydrate", str(unit), "the unit changed meanwhile", "Run it again.")
-
-
-def _ask(stores: Stores, archived: errors.InDeepArchive, now: datetime, until: datetime) -> datetime | None:
-    """Ask for the restore of an archived object, unless that was done; return when it is ready, about."""
-    days = max(1, (until - now).days)
-    known = [row for row in restores.find(stores, prefix=archived.key) if row.key == archived.key]
-    if known:
-        return restores.ask(stores, known[0], now, days, RESTORE_SPEED).ready_at
-    if not archived.is_requested:
-        stores.objects.request_restore(archived.key, days, RESTORE_SPEED)
-    return archived.ready_about or ready_about(now, RESTORE_SPEED)
 
 
 def expire(stores: Stores, now: datetime, actor: str, *, dry_run: bool = False) -> list[CopyRecord]:
