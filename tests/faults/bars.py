@@ -56,6 +56,9 @@ WORKS = {
 }
 OF_THE_LAKE = ("s3.", "warm.catalog", "warm.COPY")
 """Calls that a merge or a sweep makes only of cold units."""
+OF_NEW_UNITS = (" create", " read unit of")
+"""Calls that a hand-over makes only when rows came before their partition did."""
+UNPREPARED_FROM = 400
 
 
 @dataclass
@@ -65,6 +68,7 @@ class BarsGround:
     Attributes:
         young, old, ancient: the units' days: due for warm, for cold, and past retention.
         expiring: how many units are to expire, most of them from the lake.
+        unprepared: how many days got rows that nobody had made a partition for.
     """
 
     stack: Stack
@@ -78,6 +82,7 @@ class BarsGround:
     journal: Journal
     directory: Path
     expiring: int = 0
+    unprepared: int = 0
     seeded: dict[datetime, int] = field(default_factory=dict)
     version: int = 0
     writers: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -117,6 +122,9 @@ class BarsGround:
             return self._merge_of(tier, dice)
         if work == SWEEP and call:
             send(self._merge_of(tier, dice))
+        if work == Transition.HOT_TO_WARM and call.endswith(OF_NEW_UNITS):
+            self.unprepared += 1
+            self.insert([("P0", epoch(MIDNIGHT - timedelta(days=UNPREPARED_FROM + self.unprepared)))])
         return self.job(work)
 
     def look(self) -> Verdict:
@@ -179,7 +187,7 @@ def open_ground(
 ) -> Iterator[BarsGround]:
     """Make fresh databases and buckets, seed the units, start the writers; stop and drop all of it at the end."""
     expiring = kills.get(Transition.EXPIRE, 0) + 2
-    old = kills.get(Transition.WARM_TO_COLD, 0) + SPARE_UNITS
+    old = kills.get(Transition.WARM_TO_COLD, 0) * 3 // 2 + SPARE_UNITS  # a mover that is missed uses one up as well
     ancient = expiring + 1
     young = max(SPARE_UNITS, kills.get(Transition.HOT_TO_WARM, 0) + kills.get(Transition.COMPRESS, 0) - old - ancient)
     name = f"f{seed}_{secrets.token_hex(3)}"
