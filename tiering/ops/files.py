@@ -33,6 +33,9 @@ AT_ONCE = 8
 CHUNK = 400
 """Objects whose change is recorded together: what a killed run has to look at again."""
 
+ONE_CHUNK_MAX = 1 << 20
+"""Below this SeaweedFS keeps an object in one piece, and lists the etag that it gives."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -164,6 +167,8 @@ def _warmest(objects: Iterable[ObjectRecord]) -> StorageClass | None:
 
 def _looked_at(work: Work, listed: ObjectRecord, known: ObjectRecord | None) -> ObjectRecord | None:
     """Ask for an object's head, whose etag conditions compare with; None if it is gone or another one by now."""
+    if listed.size < ONE_CHUNK_MAX and "-" not in listed.etag and (known is None or known.etag == listed.etag):
+        return listed  # the listing tells the same
     try:
         stat = work.stores.files.stat(listed.key)
     except errors.NotFound:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -51,8 +51,8 @@ class ClassedBucket(VersionedBucket):
             key: of the object.
             storage_class: the new one.
             if_etag: as `stat` gave it: the object that is meant (`list` may give another one for the same object).
-            keep_source: leave the version it was made of for `finish_change`, so that an overwrite which is still
-                under way shows until then as well.
+            keep_source: leave the version it was made of, and the second look at what else was written, to
+                `finish_change`, so that an overwrite which is still under way shows until then as well.
 
         Returns:
             The object as it is now; its etag and date may be new.
@@ -65,7 +65,8 @@ class ClassedBucket(VersionedBucket):
         head = self._head(key)
         found = describe(key, head)
         if found.storage_class == storage_class and (COPIED_FROM in head["Metadata"] or found.etag == if_etag):
-            self._finish(key, head.get("VersionId", ""), head["Metadata"].get(COPIED_FROM, ""), keep_source)
+            if not keep_source:
+                self._finish(key, head.get("VersionId", ""), head["Metadata"].get(COPIED_FROM, ""))
             return found
         if found.etag != if_etag:
             raise self._overwritten(key)
@@ -73,10 +74,12 @@ class ClassedBucket(VersionedBucket):
         try:
             with mapped("change class", self.location(key)):
                 copy = self._copy_parts if found.size > self.whole_copy_max else self._copy_whole
-                made = copy(key, head, storage_class)
+                made, etag = copy(key, head, storage_class)
         except AlreadyExists as exc:  # the condition did not hold
             raise self._overwritten(key) from exc
-        self._finish(key, made, source, keep_source)
+        if keep_source:  # finish_change looks closer; a round trip for each object counts where there are many
+            return replace(found, etag=etag, storage_class=storage_class, modified_at=datetime.now(UTC))
+        self._finish(key, made, source)
         return self._stat_copy(key, storage_class)
 
     def finish_change(self, key: str) -> ObjectStat:
@@ -90,7 +93,7 @@ class ClassedBucket(VersionedBucket):
             NotFound: no such object.
         """
         head = self._head(key)
-        self._finish(key, head.get("VersionId", ""), head["Metadata"].get(COPIED_FROM, ""), False)
+        self._finish(key, head.get("VersionId", ""), head["Metadata"].get(COPIED_FROM, ""))
         return describe(key, head)
 
     def request_restore(self, key: str, days: int, speed: str = "Bulk") -> RestoreStatus:
@@ -123,8 +126,8 @@ class ClassedBucket(VersionedBucket):
         """
         return restore_of(self._head(key))
 
-    def _copy_whole(self, key: str, head: Any, storage_class: str) -> str:
-        """Copy an object onto itself in one request; return the version made. Exceptions are botocore's."""
+    def _copy_whole(self, key: str, head: Any, storage_class: str) -> tuple[str, str]:
+        """Copy an object onto itself in one request; return version and etag made. Exceptions are botocore's."""
         answer = self._client.copy_object(
             Bucket=self.bucket,
             Key=key,
@@ -135,10 +138,10 @@ class ClassedBucket(VersionedBucket):
             MetadataDirective="REPLACE",
             **_kept(head, storage_class),
         )
-        return str(answer.get("VersionId", ""))
+        return str(answer.get("VersionId", "")), answer["CopyObjectResult"]["ETag"].strip('"')
 
-    def _copy_parts(self, key: str, head: Any, storage_class: str) -> str:
-        """Copy an object onto itself by ranges; return the version made. Exceptions are botocore's."""
+    def _copy_parts(self, key: str, head: Any, storage_class: str) -> tuple[str, str]:
+        """Copy an object onto itself by ranges; return version and etag made. Exceptions are botocore's."""
         where = {"Bucket": self.bucket, "Key": key}
         tags = self._client.get_object_tagging(**where)["TagSet"]
         tagging = {"Tagging": "&".join(f"{t['Key']}={t['Value']}" for t in tags)} if tags else {}
@@ -162,13 +165,13 @@ class ClassedBucket(VersionedBucket):
         except BaseException:
             self._client.abort_multipart_upload(**where, UploadId=upload)
             raise
-        return str(answer.get("VersionId", ""))
+        return str(answer.get("VersionId", "")), answer["ETag"].strip('"')
 
     def _source(self, key: str, head: Any) -> dict[str, str]:
         version = head.get("VersionId", "")
         return {"Bucket": self.bucket, "Key": key} | ({"VersionId": version} if version else {})
 
-    def _finish(self, key: str, made: str, source: str, keep_source: bool) -> None:
+    def _finish(self, key: str, made: str, source: str) -> None:
         """Remove the version that our copy was made of; or our copy, where it hides somebody's newer version.
 
         Why look again: SeaweedFS 4.48 checks a copy's conditions without a lock, and sorts versions by when their
@@ -184,9 +187,8 @@ class ClassedBucket(VersionedBucket):
             if versions[0].version_id == made:
                 self.delete_versions([(key, made)])
             raise self._overwritten(key)
-        if not keep_source:
-            with suppress(ObjectLocked):  # it goes when its lock ends
-                self.delete_versions([(key, source)])
+        with suppress(ObjectLocked):  # it goes when its lock ends
+            self.delete_versions([(key, source)])
 
     def _stat_copy(self, key: str, storage_class: str) -> ObjectStat:
         now = describe(key, self._head(key))
