@@ -139,3 +139,23 @@ class ObjectStoreContract:
         store.drop_unfinished(datetime.now(UTC))
         assert store.drop_unfinished(datetime.now(UTC)) == 0
         assert fetched(store, f"{prefix}x") == b"data"
+
+    def test_the_newest_version_is_what_is_read(self, store: ObjectStore, prefix: str) -> None:
+        put(store, f"{prefix}x", b"data")
+        put(store, f"{prefix}xy", b"other")
+        newest = [version for version in store.versions(prefix) if version.is_latest]
+        assert [(v.key, v.size, v.is_delete_marker) for v in newest] == [
+            (f"{prefix}x", 4, False),
+            (f"{prefix}xy", 5, False),
+        ]
+        file = io.BytesIO()
+        store.fetch_version(f"{prefix}x", newest[0].version_id, file)
+        assert file.getvalue() == b"data"
+        store.delete([f"{prefix}x"])
+        assert {version.key for version in store.versions(prefix)} == {f"{prefix}xy"}
+
+    def test_what_was_not_locked_is_not(self, store: ObjectStore, prefix: str) -> None:
+        put(store, f"{prefix}x", b"data")
+        assert store.locked_until(f"{prefix}x") is None
+        with pytest.raises(NotFound):
+            store.locked_until(f"{prefix}none")

@@ -67,6 +67,12 @@ class TestDirectory(ObjectStoreContract):
     def store(self, tmp_path: Path) -> DirectoryObjects:
         return DirectoryObjects(tmp_path / "objects")
 
+    def test_a_folder_does_not_pretend_to_lock(self, store: DirectoryObjects) -> None:
+        with pytest.raises(errors.PermanentError, match="cannot lock"):
+            store.put_new("x", io.BytesIO(b""), 0, hashlib.sha256(b"").hexdigest(), locked_until=datetime.now(UTC))
+        assert list(store.list()) == []
+        assert not store.is_versioned()
+
     @pytest.mark.parametrize("key", ["", "/etc/passwd", "../up", "a//b", ".incoming/x"])
     def test_a_key_stays_in_its_folder(self, store: DirectoryObjects, key: str) -> None:
         with pytest.raises(ValueError, match="not an object key"):
