@@ -56,8 +56,6 @@ WORKS = {
 }
 OF_THE_LAKE = ("s3.", "warm.catalog", "warm.COPY")
 """Calls that a merge or a sweep makes only of cold units."""
-OF_NEW_UNITS = (" create", " read unit of")
-"""Calls that a hand-over makes only when rows came before their partition did."""
 UNPREPARED_FROM = 400
 
 
@@ -122,7 +120,8 @@ class BarsGround:
             return self._merge_of(tier, dice)
         if work == SWEEP and call:
             send(self._merge_of(tier, dice))
-        if work == Transition.HOT_TO_WARM and call.endswith(OF_NEW_UNITS):
+        if call.endswith(" create") or (work == Transition.HOT_TO_WARM and call.endswith(" read unit of")):
+            # A partition is made, by whatever run comes first, where rows came before it.
             self.unprepared += 1
             self.insert([("P0", epoch(MIDNIGHT - timedelta(days=UNPREPARED_FROM + self.unprepared)))])
         return self.job(work)
