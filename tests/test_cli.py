@@ -25,7 +25,7 @@ from tiering.stores.postgres import execute
 from tiering.stores.records import OPEN_STATES
 
 AT = "2024-06-20T12:00Z"
-GROUPS = ("hold", "policies", "stack")
+GROUPS = ("hold", "objects", "policies", "stack")
 PLAIN = ("install", "plan", "explain", "seed", "load", "query", "fsck", "run", "release", "sweep", "placement", "erase")
 COMMANDS = (*PLAIN, "objects list", "objects restore", "objects status", "hold place", "hold lift", "hold list", "policies lint")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
