@@ -5,6 +5,7 @@ The copies are invisible until the ledger says that the unit is warm: warm docum
 
 from __future__ import annotations
 
+from tiering import errors
 from tiering.model import State, Tier
 from tiering.ops import documents
 from tiering.ops.work import Work
@@ -26,8 +27,8 @@ def copy(work: Work) -> MoveRecord:
             target.documents.remove_range(target.collection, target.time_field, unit.begin, unit.end)
     work = work.at(work.advance_alone(State.SEALED, target=target.collection))
     tally = documents.Tally()
-    for batch in tally.passing(source.read(unit)):
-        documents.put(work, target, batch)
+    for batch in documents.each_once(source.read(unit)):
+        tally.note(documents.put(work, target, batch))
     return work.advance_alone(
         State.COPIED,
         row_count=tally.fingerprint.row_count,
@@ -38,8 +39,25 @@ def copy(work: Work) -> MoveRecord:
 
 
 def verify(work: Work) -> MoveRecord:
-    """Read the warm range back in full."""
-    documents.prove_written(work, documents.warm_of(work).read(work.unit))
+    """Read the warm range back in full.
+
+    A document may have left it meanwhile: its time was changed, and another unit's move brought it. The copy is
+    then made anew.
+
+    Raises:
+        FingerprintMismatch: they differ; both are kept.
+    """
+    place = documents.warm_of(work)
+    for attempt in range(documents.RECOPIES_MAX + 1):
+        try:
+            documents.prove_written(work, place.read(work.unit))
+            break
+        except errors.FingerprintMismatch:
+            is_fewer = place.count(work.unit) < documents.copied_print(work).row_count
+            if not is_fewer or attempt == documents.RECOPIES_MAX:
+                raise
+            work = work.at(work.advance_alone(State.SEALED))
+            work = work.at(copy(work))
     return work.advance_alone(State.VERIFIED, checkpoints_passed=work.record.checkpoints_passed + 1)
 
 

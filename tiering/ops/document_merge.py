@@ -25,8 +25,7 @@ def copy(work: Work) -> MoveRecord:
     source, target = documents.hot_of(work), documents.warm_of(work)
     work = work.at(work.advance_alone(State.SEALED, target=target.collection))
     for batch in source.read(work.unit):
-        documents.put(work, target, batch)
-        _prove_batch(work, target, batch)
+        _prove_batch(work, target, documents.put(work, target, batch))
     return work.advance_alone(State.COPIED)
 
 
@@ -53,10 +52,10 @@ def commit(work: Work) -> MoveRecord:
     """Make the merged unit the authoritative one."""
     old, record = _old_copy(work), work.record
     with work.commit() as connection:
+        documents.trash_superseded(work, connection)
         if old.tier is Tier.COLD:
             record = export.publish(work, connection, replaces=old)
         else:
-            documents.trash_superseded(work, connection)
             unit = UnitRecord(work.unit, Tier.WARM, old.location, False, record.row_count, record.bytes_after)
             work.stores.ledger.put_unit(connection, unit)
             record = work.advance(connection, State.COMMITTED)
@@ -72,12 +71,22 @@ def _old_copy(work: Work) -> UnitRecord:
 
 
 def _merged(work: Work, old: UnitRecord) -> Iterator[RawBatch]:
-    """Yield each document of a cold unit once: as it is hot, else as it is still warm, else as the old file has it."""
+    """Yield each document of a cold unit once: as it is hot, else as it is still warm, else as the old file has it.
+
+    What is both hot and warm leaves the warm collection here: else it would be seen again when the hot one goes.
+    """
     seen: set[bytes] = set()
-    for place in documents.sources(work):
-        for batch in place.read(work.unit):
-            yield documents.unseen(batch, seen)
-            seen.update(ids(batch))
+    hot, warm = documents.hot_of(work), documents.warm_of(work)
+    for batch in hot.read(work.unit):
+        yield documents.unseen(batch, seen)
+        seen.update(ids(batch))
+    newer = frozenset(seen)
+    for batch in warm.read(work.unit):
+        yield documents.unseen(batch, seen)
+        seen.update(ids(batch))
+        if newer:
+            with documents.fenced(work):
+                documents.displace(work, warm, documents.unseen(batch, {*ids(batch)} - newer))
     for batch in documents.file_batches(work, old):
         yield documents.unseen(batch, seen)
 

@@ -149,26 +149,36 @@ class Tally:
 
     def __init__(self) -> None:
         self._prints: list[Fingerprint] = []
-        self._seen: set[bytes] = set()
         self.size_bytes = 0
 
     def passing(self, batches: Iterable[RawBatch]) -> Iterator[RawBatch]:
-        """Pass batches on, and take note of each.
-
-        Why each `_id` once: a cursor gives a document twice whose time is changed ahead of it. The first version is
-        copied; the other is not what the copy has, so it stays and supersedes.
-        """
-        for whole in batches:
-            batch = unseen(whole, self._seen)
-            self._seen.update(ids(batch))
-            self._prints.append(print_of([batch]))
-            self.size_bytes += batch.size_bytes
+        """Pass batches on, each `_id` once, and take note of them."""
+        for batch in each_once(batches):
+            self.note(batch)
             yield batch
+
+    def note(self, batch: RawBatch) -> None:
+        """Take note of documents that were not noted before."""
+        self._prints.append(print_of([batch]))
+        self.size_bytes += batch.size_bytes
 
     @property
     def fingerprint(self) -> Fingerprint:
         """The fingerprint of everything that has passed."""
         return sum_of(self._prints)
+
+
+def each_once(batches: Iterable[RawBatch]) -> Iterator[RawBatch]:
+    """Leave out what comes again by its `_id`.
+
+    Why: a cursor gives a document twice whose time is changed ahead of it. The first version is copied; the other
+    is not what the copy has, so it stays and supersedes.
+    """
+    seen: set[bytes] = set()
+    for whole in batches:
+        batch = unseen(whole, seen)
+        seen.update(ids(batch))
+        yield batch
 
 
 def unseen(batch: RawBatch, seen: Set[bytes]) -> RawBatch:
@@ -211,23 +221,44 @@ def file_batches(work: Work, record: UnitRecord) -> Iterator[RawBatch]:
             yield raw_of(batch.column(RAW_COLUMN))
 
 
-def put(work: Work, place: Place, batch: RawBatch) -> None:
-    """Write documents to a place; older ones of the same `_id` go to the move's trash. May be called again.
+def put(work: Work, place: Place, batch: RawBatch) -> RawBatch:
+    """Write hot documents to a place; others of the same `_id` go to the move's trash. May be called again.
 
     Why not overwrite: a run that was taken over must not be able to put an older document over a newer one. The
     fence holds while a document is exchanged, and readers find it in its source meanwhile.
+
+    Returns:
+        The documents that are there now: all but those that changed in their source meanwhile where the place has
+        another version. That may be the newer one: its time was changed, and another unit's move brought it.
     """
     with fenced(work):
         if place.documents.insert_missing(place.collection, batch) == len(batch):
-            return
-        present = place.documents.find(place.collection, ids(batch))
-        new = {bytes(row) for row in digests(batch)}
-        older = present.take(np.array([i for i, row in enumerate(digests(present)) if bytes(row) not in new], int))
-        if len(older):
-            trash = trash_of(work)
-            trash.documents.insert_missing(trash.collection, older)
-            place.documents.remove_unchanged(place.collection, older, place.time_field)
-            place.documents.insert_missing(place.collection, batch)
+            return batch
+        others = _others(place.documents.find(place.collection, ids(batch)), batch)
+        if not len(others):
+            return batch
+        # Asked for only now: what the source still has is newer than what the place had before.
+        source = hot_of(work)
+        now = source.documents.find(source.collection, ids(others))
+        outdated = {*ids(others)} - {*ids(now)} | {*ids(_others(now, batch))}
+        batch = unseen(batch, outdated)
+        displace(work, place, unseen(others, outdated))
+        place.documents.insert_missing(place.collection, batch)
+        return batch
+
+
+def _others(present: RawBatch, batch: RawBatch) -> RawBatch:
+    """Choose the documents that are not in the batch as they are."""
+    new = {bytes(row) for row in digests(batch)}
+    return present.take(np.array([i for i, row in enumerate(digests(present)) if bytes(row) not in new], int))
+
+
+def displace(work: Work, place: Place, older: RawBatch) -> None:
+    """Move superseded documents of the warm collection to the move's trash; those that change meanwhile stay."""
+    if len(older):
+        trash = trash_of(work)
+        trash.documents.insert_missing(trash.collection, older)
+        place.documents.remove_unchanged(place.collection, older, place.time_field)
 
 
 def prove_written(work: Work, written: Iterable[RawBatch]) -> None:
@@ -252,13 +283,19 @@ def prove_file(work: Work) -> None:
             for batch in parquet.read_parquet_batches(file, columns):
                 raw = raw_of(batch.column(RAW_COLUMN))
                 again, _ = typed(raw, work.dataset)
-                if not again.equals(batch.cast(again.schema)):
+                if not _bits(again).equals(_bits(batch.cast(again.schema))):
                     raise errors.CorruptCopy(
                         "verify", str(work.unit), "its typed columns differ from its documents", "Both copies are kept."
                     )
                 yield raw
 
     prove_written(work, documents())
+
+
+def _bits(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Show doubles as the integers of their bits: NaN is then itself, and -0 is not 0."""
+    arrays = [a.view(pa.int64()) if pa.types.is_float64(a.type) else a for a in batch.columns]
+    return pa.RecordBatch.from_arrays(arrays, batch.schema.names)
 
 
 def renewed(
@@ -314,18 +351,30 @@ class CopyOutdated(errors.TransientError):
 
 
 def settle(work: Work) -> None:
-    """Remove from the sources what the committed copy holds unchanged. May be called again, after any crash."""
+    """Remove from the sources what the committed copy holds unchanged. May be called again, after any crash.
+
+    Nothing else moves the unit until this is done: its next move is not sealed before.
+    """
     if not work.record.details.get("unsettled"):
         return
-    for place in sources(work):
+    for place in _emptied(work):
         present = place.ids(work.unit)
         if not present:
             continue
         for batch in _copy_batches(work):
             wanted = [index for index, identity in enumerate(ids(batch)) if identity in present]
             if wanted:
-                place.documents.remove_unchanged(place.collection, batch.take(wanted), place.time_field)
+                with fenced(work):
+                    place.documents.remove_unchanged(place.collection, batch.take(wanted), place.time_field)
     work.advance_alone(work.record.state, details={"unsettled": None})
+
+
+def _emptied(work: Work) -> list[Place]:
+    """Name the collections to remove from, by what the move did: its unit may have gone on by now."""
+    if work.record.transition is Transition.WARM_TO_COLD:
+        return [warm_of(work)]
+    is_cold_merge = work.record.transition is Transition.MERGE and work.record.details.get("key")
+    return [hot_of(work), warm_of(work)] if is_cold_merge else [hot_of(work)]
 
 
 def _copy_batches(work: Work) -> Iterator[RawBatch]:

@@ -313,6 +313,8 @@ def _step(stores: Stores, move_id: int, state: State, now: datetime, owner: str)
         if state is State.COPIED and record.transition in CHECKED and not record.details.get("checked"):
             raise errors.PermanentError("copy", str(record), "not checked yet", "Run the checkpoint first.")
         work = Work(stores, dataset_named(stores, record.unit.dataset), record, now, owner)
+        if state is State.SEALED and work.dataset.form is Form.DOCUMENTS:
+            _settle_before(work)
         began = time.perf_counter()
         try:
             done = _with_patience(lambda: _FUNCTIONS[state](STEPS[work.dataset.form, record.transition])(work))
@@ -347,6 +349,21 @@ def _settle(work: Work) -> None:
     settle = documents.settle if work.dataset.form is Form.DOCUMENTS else handover.settle
     with contextlib.suppress(errors.CommitConflict):
         _with_patience(lambda: settle(work))
+
+
+def _settle_before(work: Work) -> None:
+    """Settle what is left of the unit's earlier moves, by whoever committed them, before the unit moves on.
+
+    Why: settling removes documents that equal a move's copy. Later, that copy need not be what readers are given.
+
+    Raises:
+        LeaseHeld: another run is about it; try again.
+    """
+    for earlier in work.stores.ledger.moves(work.dataset.name, [State.COMMITTED], work.unit.begin):
+        if earlier.details.get("unsettled"):
+            commit(work.stores, earlier.move_id, work.now, work.owner)
+            if work.stores.ledger.move(earlier.move_id).details.get("unsettled"):
+                raise errors.CommitConflict("seal", str(work.record), f"{earlier} is not settled yet")
 
 
 def _with_patience(step: Callable[[], T]) -> T:

@@ -110,15 +110,16 @@ class Ledger:
             raise errors.NotFound("read move", str(move_id), "no such move", "List moves with `tiering explain`.")
         return _move(row)
 
-    def moves(self, dataset: str | None, states: Sequence[State]) -> list[MoveRecord]:
-        """List a dataset's (None: every dataset's) moves in the given states, oldest unit first."""
+    def moves(self, dataset: str | None, states: Sequence[State], begin: datetime | None = None) -> list[MoveRecord]:
+        """List a dataset's (None: every dataset's) moves in the given states, oldest unit first; or one unit's."""
         with self.database.transaction("list moves of", dataset or "all datasets") as connection:
             rows = fetch(
                 connection,
                 f"""SELECT {_MOVE_COLUMNS} FROM tiering.move
                     WHERE (%(dataset)s::text IS NULL OR dataset = %(dataset)s) AND state = ANY(%(states)s)
+                      AND (%(begin)s::timestamptz IS NULL OR begin_at = %(begin)s)
                     ORDER BY begin_at, move_id""",
-                {"dataset": dataset, "states": [str(state) for state in states]},
+                {"dataset": dataset, "states": [str(state) for state in states], "begin": begin},
             )
         return [_move(row) for row in rows]
 

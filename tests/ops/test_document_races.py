@@ -1,0 +1,164 @@
+"""Documents that change while moves of their own and of other units are under way, in the orders that hurt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tests.ops.document_world import DocumentWorld, open_documents, raw
+from tests.ops.world import NOW, days_ago
+from tiering.model import State, Tier, Transition
+from tiering.ops import documents, lifecycle
+from tiering.ops.work import Work
+from tiering.settings import Settings
+
+STEPS = (lifecycle.seal, lifecycle.check, lifecycle.copy, lifecycle.verify, lifecycle.commit)
+
+
+@pytest.fixture
+def world(fresh_settings: Settings) -> Iterator[DocumentWorld]:
+    with open_documents(fresh_settings) as opened:
+        yield opened
+
+
+def unsettled(world: DocumentWorld, move_id: int) -> None:
+    """Leave a committed move as a run that dies at the last moment does: settled, but not noted so."""
+    with world.stores.ledger.lease(move_id, "died") as leased:
+        world.stores.ledger.advance_alone(leased, State.COMMITTED, details={"unsettled": True})
+
+
+def test_a_merge_that_was_not_noted_as_settled_takes_nothing_from_its_unit_once_that_is_cold(
+    world: DocumentWorld,
+) -> None:
+    articles = world.news(days_ago(300), 20)
+    world.insert(articles)
+    world.run(Transition.HOT_TO_WARM)
+    articles += (late := world.news(days_ago(300), 3, first=100))
+    world.insert(late)
+    (merge,) = world.begin(Transition.MERGE)
+    lifecycle.run_move(world.stores, merge, NOW, "test")
+    unsettled(world, merge)
+    # Another scheduler looked for what is unsettled before, and moves the unit on.
+    (move_id,) = world.begin(Transition.WARM_TO_COLD)
+    for step in STEPS[:3]:
+        step(world.stores, move_id, NOW, "second")
+    assert world.stores.ledger.move(merge).details.get("unsettled") is None, "settled before the unit moves on"
+    unsettled(world, merge)
+    articles[0]["title"] = "changed in the warm collection while it was copied"
+    world.warm.replace_one({"_id": articles[0]["_id"]}, articles[0])
+    for step in STEPS[3:]:
+        step(world.stores, move_id, NOW, "second")
+    assert world.seen() == raw(articles)
+    lifecycle.finish_open(world.stores, world.dataset, NOW, "third")
+    assert world.seen() == raw(articles)
+
+
+def test_the_next_merge_waits_until_the_one_before_is_settled(world: DocumentWorld) -> None:
+    articles = world.news(days_ago(300), 5)
+    world.insert(articles)
+    world.run(Transition.HOT_TO_WARM)
+    (first,) = world.begin(Transition.WARM_TO_COLD)
+    for step in STEPS[:4]:
+        step(world.stores, first, NOW, "first")
+    with world.stores.ledger.lease(first, "first") as leased:
+        from tiering.ops import document_export
+
+        document_export.commit(Work(world.stores, world.dataset, leased, NOW, "first"))
+    articles[0]["title"] = "newer"
+    world.insert(articles[:1])
+    assert [r.state for r in world.run(Transition.MERGE)] == [State.COMMITTED]
+    assert world.seen() == raw(articles), "no older copy of it may come to light"
+    assert world.left(world.hot) == world.left(world.warm) == 0
+
+
+def test_of_two_versions_beside_a_cold_one_the_hot_one_counts_after_the_merge_too(world: DocumentWorld) -> None:
+    articles = world.news(days_ago(300), 5)
+    world.insert(articles)
+    world.run(Transition.HOT_TO_WARM)
+    (move_id,) = world.begin(Transition.WARM_TO_COLD)
+    for step in STEPS[:4]:
+        step(world.stores, move_id, NOW, "test")
+    world.warm.replace_one({"_id": articles[0]["_id"]}, {**articles[0], "title": "changed while it was copied"})
+    lifecycle.commit(world.stores, move_id, NOW, "test")
+    articles[0]["title"] = "and written anew by an application that only knows the hot collection"
+    world.insert(articles[:1])
+    assert world.seen() == raw(articles)
+    (merge,) = world.begin(Transition.MERGE)
+    for step in STEPS:
+        step(world.stores, merge, NOW, "test")
+        assert world.seen() == raw(articles), step.__name__
+    assert world.left(world.hot) == world.left(world.warm) == 0
+
+
+class Stalled:
+    """A place whose reader is overtaken by others after the first batch."""
+
+    def __init__(self, inner: Any, meanwhile: Any) -> None:
+        self._inner, self._meanwhile = inner, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def read(self, *args: Any) -> Iterator[Any]:
+        for batch in self._inner.read(*args):
+            self._meanwhile()
+            yield batch
+
+
+@pytest.mark.parametrize("transition", [Transition.MERGE, Transition.HOT_TO_WARM])
+def test_a_slow_run_does_not_put_an_old_version_over_one_that_another_unit_has_by_now(
+    world: DocumentWorld, transition: Transition
+) -> None:
+    from dataclasses import replace
+
+    here, there = world.news(days_ago(20), 3), world.news(days_ago(19), 3)
+    world.insert([*here, *there])
+    if transition is Transition.MERGE:
+        world.run(Transition.HOT_TO_WARM)
+        late = world.news(days_ago(20), 2, first=50)
+        world.insert(late)
+        here += late
+    slow = world.begin(transition)[0]
+    for step in STEPS[:2]:
+        step(world.stores, slow, NOW, "slow")
+    wanderer = here[-1]
+
+    def overtake() -> None:
+        """Give a document that was just read another unit's time, and let others bring it there."""
+        wanderer["publish_time"] += timedelta(days=1)
+        world.hot.replace_one({"_id": wanderer["_id"]}, wanderer)
+        if transition is Transition.MERGE:
+            (other,) = [i for i in world.begin(transition) if world.stores.ledger.move(i).unit.begin == days_ago(19)]
+        else:
+            (other,) = [i for i in world.begin(transition) if i != slow]
+        lifecycle.run_move(world.stores, other, NOW, "quick")
+        assert world.seen() == raw([*here, *there])
+
+    stalled = replace(world.stores, hot_documents=Stalled(world.stores.hot_documents, overtake))
+    lifecycle.copy(stalled, slow, NOW, "slow")
+    assert world.seen() == raw([*here, *there])
+    for step in STEPS[3:]:
+        step(world.stores, slow, NOW, "slow")
+    while world.run():
+        assert world.seen() == raw([*here, *there])
+    assert world.seen() == raw([*here, *there])
+    assert {r.tier for r in world.stores.ledger.units("news")} == {Tier.WARM}
+
+
+def test_a_document_that_left_for_another_unit_does_not_stop_the_one_it_was_copied_for(world: DocumentWorld) -> None:
+    here, there = world.news(days_ago(20), 3), world.news(days_ago(19), 3)
+    world.insert([*here, *there])
+    first, second = world.begin(Transition.HOT_TO_WARM)
+    for step in STEPS[:3]:
+        step(world.stores, first, NOW, "first")
+    here[0]["publish_time"] += timedelta(days=1)
+    world.hot.replace_one({"_id": here[0]["_id"]}, here[0])
+    assert lifecycle.run_move(world.stores, second, NOW, "second").state is State.COMMITTED
+    assert world.seen() == raw([*here, *there])
+    assert lifecycle.run_move(world.stores, first, NOW, "first").state is State.COMMITTED
+    assert world.seen() == raw([*here, *there])
+    assert world.left(world.hot) == 0
+    assert documents.warm(world.stores, world.dataset).count(world.stores.ledger.move(first).unit) == 2
