@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.builders import dataset, unit
-from tiering.model import Span, Unit
+from tiering.model import Form, Span, Unit
 from tiering.plan.checks import SUITES, WARN_BELOW, Must, is_comparable, row_count_floor, rules_of
+from tiering.plan.policies import parse_policies
 
+FILE = Path(__file__).parents[2] / "deployments" / "policies.yaml"
 FRIDAY, SATURDAY, SUNDAY = (unit(day) for day in ("2024-01-05", "2024-01-06", "2024-01-07"))
 
 
@@ -19,6 +23,17 @@ def test_every_dataset_has_the_rules_of_any_and_its_own(suite: str) -> None:
     assert len({rule.name for rule in rules}) == len(rules)
     assert all(rule.description for rule in rules)
     assert all(rule.columns for rule in rules[1:])
+
+
+def test_a_suite_of_documents_names_declared_fields_only() -> None:
+    """A rule about anything else could not be counted, and would quarantine every unit."""
+    of_documents = [d for d in parse_policies(FILE.read_text(), str(FILE)).datasets if d.form is Form.DOCUMENTS]
+    assert len(of_documents) == 7
+    for found in of_documents:
+        declared = {"_id", found.time_column, *(field.name for field in found.fields)}
+        named = {column for rule in rules_of(found) for column in rule.columns}
+        assert (found.name, named - declared) == (found.name, set())
+        assert found.suite == found.name
 
 
 @pytest.mark.parametrize(

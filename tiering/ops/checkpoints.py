@@ -289,6 +289,9 @@ class _Scan:
 
 def _broken_number(must: Must, name: sql.Composable, is_integer: bool) -> sql.Composable | None:
     # PostgreSQL sorts NaN above infinity, so one comparison finds both.
+    bounds = {Must.SHARE: "{c} < 0 OR {c} > 1", Must.SCORE: "{c} < -1 OR {c} > 1"}
+    if must in bounds:
+        return sql.SQL(bounds[must]).format(c=name)
     below = {Must.POSITIVE: "{c} <= 0", Must.NON_NEGATIVE: "{c} < 0", Must.FINITE: "{c} = '-Infinity'"}[must]
     if is_integer:
         return None if must is Must.FINITE else sql.SQL(below).format(c=name)

@@ -74,4 +74,7 @@ def _broken_column(must: Must, column: pa.Array) -> pa.Array:
     odd = pc.invert(pc.is_finite(number))
     if must is Must.FINITE:
         return odd
+    if must in (Must.SHARE, Must.SCORE):
+        outside = pc.or_(pc.less(number, 0.0 if must is Must.SHARE else -1.0), pc.greater(number, 1.0))
+        return pc.or_(odd, outside)
     return pc.or_(odd, pc.less_equal(number, 0.0) if must is Must.POSITIVE else pc.less(number, 0.0))

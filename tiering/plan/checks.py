@@ -17,11 +17,14 @@ class Must(StrEnum):
     """What a rule asks of its columns. NaN and ±infinity are neither positive nor non-negative nor finite.
 
     BETWEEN: the first column is at most the second, and the others lie between the two.
+    SHARE: from 0 to 1. SCORE: from -1 to 1.
     """
 
     POSITIVE = "positive"
     NON_NEGATIVE = "non_negative"
     FINITE = "finite"
+    SHARE = "share"
+    SCORE = "score"
     BETWEEN = "between"
     NOT_NULL = "not_null"
     NOT_EMPTY = "not_empty"
@@ -57,6 +60,8 @@ class Suite:
     name: str
     rules: tuple[Rule, ...]
 
+
+_SENTIMENT = Rule("sentiment_in_range", Must.SCORE, ("sentiment_score",), "a sentiment's score lies in [-1, 1]")
 
 SUITES = {
     suite.name: suite
@@ -109,6 +114,60 @@ SUITES = {
                 ),
                 Rule("assets_non_negative", Must.NON_NEGATIVE, ("total_assets",), "total assets are zero or more"),
                 Rule("names_not_empty", Must.NOT_EMPTY, ("symbol", "report_type"), "a statement says whose it is"),
+            ),
+        ),
+        Suite(
+            "user_activity", (Rule("names_not_empty", Must.NOT_EMPTY, ("user_id", "action"), "it says who and what"),)
+        ),
+        Suite(
+            "audit_log",
+            (
+                Rule("names_not_empty", Must.NOT_EMPTY, ("actor", "action_type", "action"), "it says who did what"),
+                Rule("duration_non_negative", Must.NON_NEGATIVE, ("duration_ms",), "nothing ends before it began"),
+            ),
+        ),
+        # Of documents only declared fields are judged, and of those only values of their declared type.
+        Suite("news", (_SENTIMENT, Rule("title_not_empty", Must.NOT_EMPTY, ("title",), "an article has a title"))),
+        Suite(
+            "social_posts",
+            (
+                _SENTIMENT,
+                Rule("names_not_empty", Must.NOT_EMPTY, ("platform", "message_id"), "a post says where it was made"),
+                Rule("likes_non_negative", Must.NON_NEGATIVE, ("likes",), "likes are zero or more"),
+            ),
+        ),
+        Suite(
+            "social_sentiment",
+            (
+                Rule("score_in_range", Must.SCORE, ("score",), "a score lies in [-1, 1]"),
+                Rule("posts_non_negative", Must.NON_NEGATIVE, ("post_count",), "it counts zero posts or more"),
+                Rule("names_not_empty", Must.NOT_EMPTY, ("symbol", "platform"), "a score says what it is of"),
+            ),
+        ),
+        Suite(
+            "analysis_sessions",
+            (
+                Rule("names_not_empty", Must.NOT_EMPTY, ("session_id", "status"), "a session has a name and a status"),
+                Rule("progress_non_negative", Must.NON_NEGATIVE, ("progress",), "progress is zero or more"),
+            ),
+        ),
+        Suite(
+            "analysis_results",
+            (
+                Rule("confidence_in_range", Must.SHARE, ("confidence",), "confidence lies in [0, 1]"),
+                Rule("target_positive", Must.POSITIVE, ("target_price",), "a target price is above zero and finite"),
+                Rule("names_not_empty", Must.NOT_EMPTY, ("analysis_id", "action"), "a result has a name and an action"),
+            ),
+        ),
+        Suite(
+            "research_reports",
+            (Rule("names_not_empty", Must.NOT_EMPTY, ("report_id", "title"), "a report has a name and a title"),),
+        ),
+        Suite(
+            "trading_signals",
+            (
+                Rule("strength_in_range", Must.SHARE, ("strength",), "strength lies in [0, 1]"),
+                Rule("names_not_empty", Must.NOT_EMPTY, ("symbol", "action"), "a signal says what to do with what"),
             ),
         ),
     )
