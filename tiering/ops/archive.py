@@ -7,6 +7,7 @@ Does not: wait for a restore.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
@@ -112,6 +113,22 @@ def ask_for(
             is_requested=True,
             ready_about=status.ready_at,
         )
+
+
+def ask_for_all(stores: Stores, records: Iterable[UnitRecord], now: datetime) -> None:
+    """Return if every one of the objects can be read; else ask for all those that cannot, and say so of one.
+
+    Raises:
+        InDeepArchive: see `ask_for`; of the one that is ready last.
+    """
+    waiting: list[errors.InDeepArchive] = []
+    for record in records:
+        try:
+            ask_for(stores, record, now)
+        except errors.InDeepArchive as exc:
+            waiting.append(exc)
+    if waiting:
+        raise max(waiting, key=lambda exc: exc.ready_about or now)
 
 
 def _row(stores: Stores, unit: UnitRecord, etag: str, storage_class: StorageClass) -> ObjectRecord:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tiering import errors
 from tiering.model import State, Tier
-from tiering.ops import document_export, documents, export
+from tiering.ops import archive, document_export, documents, export
 from tiering.ops.work import Work
 from tiering.stores.bson_batches import RawBatch, ids, print_of
 from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json

@@ -11,7 +11,7 @@ from psycopg2.extensions import connection as Connection
 
 from tiering import errors
 from tiering.model import Column, Dataset, Fingerprint, State, Tier
-from tiering.ops import export, handover
+from tiering.ops import archive, export, handover
 from tiering.ops.columns import recorded_print
 from tiering.ops.work import Work, demand_equal, fingerprint_of, prove_copy
 from tiering.stores import parquet, pgcopy, pghash, tables

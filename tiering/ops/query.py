@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -69,6 +70,7 @@ def query(
 
     Raises:
         BadQuery: the SQL is wrong, or not one SELECT.
+        InDeepArchive: rows are asked for that must be restored first; that was asked for, and the error says when.
         StoreUnavailable: a server is down, or units moved under every one of several looks.
     """
     with opened(stores, memory_limit, threads) as engine:
@@ -76,7 +78,7 @@ def query(
         columns_of = _columns_of(stores, select)
         needs = find_needs(select, {name: [c.name for c in columns] for name, columns in columns_of.items()})
         for need in needs:
-            scan = _plan_scan(engine, stores, need, columns_of[need.dataset])
+            scan = replace(_plan_scan(engine, stores, need, columns_of[need.dataset]), now=now)
             begins = _materialise(engine, stores, scan, progress)
             if now:
                 stores.heat.touch(need.dataset, now, begins if len(begins) <= UNITS_HEATED_MAX else (), scan.symbols)

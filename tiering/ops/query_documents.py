@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tiering.errors import NotFound
 from tiering.model import EXACT_COLUMN, Tier, Unit
-from tiering.ops import documents
+from tiering.ops import archive, documents
 from tiering.ops.query_engine import Progress, Scan, define_view, fill
 from tiering.plan.spans import EARLIEST, LATEST, unit_of
 from tiering.stores.bson_typed import typed
@@ -43,6 +43,8 @@ def fetch(engine: Any, stores: Stores, scan: Scan, progress: Progress) -> list[d
     if stores.ledger.units(dataset.name) != before:
         raise NotFound("query", dataset.name, "units moved while they were read")
     cold = [r for r in before if r.tier is Tier.COLD and r.unit.end > begin and r.unit.begin < end]
+    if scan.now:
+        archive.ask_for_all(stores, cold, scan.now)
     define_view(engine, scan, [record.location for record in cold])
     progress("cold files", len(cold))
     return [unit.begin for unit in homes]

@@ -61,6 +61,7 @@ class Scan:
     columns: tuple[Column, ...]
     bounds: tuple[Bound, ...]
     wants_exact: bool
+    now: datetime | None = None
 
     @property
     def identity(self) -> tuple[str, ...]:

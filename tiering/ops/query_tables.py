@@ -12,6 +12,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from tiering.model import Tier
+from tiering.ops import archive
 from tiering.ops.columns import aligned
 from tiering.ops.query_engine import Progress, Scan, define_view, fill
 from tiering.plan.columns import plan_columns
@@ -51,6 +52,8 @@ def fetch(engine: Any, stores: Stores, scan: Scan, progress: Progress) -> list[d
             homes = [r for r in records if r.tier is Tier.WARM and scan.overlaps(r.unit.begin, r.unit.end)]
             _fill(engine, scan, warm, "warm", _relations(stores, warm, scan, homes), progress)
     cold = [r for r in records if r.tier is Tier.COLD and scan.overlaps(r.unit.begin, r.unit.end)]
+    if scan.now:
+        archive.ask_for_all(stores, cold, scan.now)
     define_view(engine, scan, [record.location for record in cold])
     progress("cold files", len(cold))
     return [p.begin for p in parts if p.begin] + [record.unit.begin for record in [*homes, *cold]]
