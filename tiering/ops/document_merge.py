@@ -21,6 +21,7 @@ def copy(work: Work) -> MoveRecord:
     """Put the late documents over a warm unit's; of a cold unit write the next file."""
     old = _old_copy(work)
     if old.tier is Tier.COLD:
+        archive.ask_for(work.stores, old, work.now)
         return document_export.write_file(work, _merged(work, old))
     source, target = documents.hot_of(work), documents.warm_of(work)
     work = work.at(work.advance_alone(State.SEALED, target=target.collection))

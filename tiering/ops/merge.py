@@ -145,6 +145,7 @@ def _late_in_warm(work: Work) -> str:
 def load_cold(stores: Stores, dataset: Dataset, old: UnitRecord, stage: str, columns: tuple[Column, ...]) -> None:
     """Bring a cold unit's rows back into a table of the warm database and prove them equal to what was exported."""
     expected = None
+    archive.ask_for(stores, old, work.now)
     with export.fetched(stores, old) as file, stores.warm.transaction("bring back", str(old.unit)) as writing:
         known = columns_in(file, columns)  # a file may be older than a column
         if old.fingerprint is not None:
