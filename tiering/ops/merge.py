@@ -53,6 +53,7 @@ def copy(work: Work) -> MoveRecord:
             connection, stage, tables.warm_parent(work.dataset.name), work.unit, work.dataset.time_column
         )
     if old.tier is Tier.COLD:
+        archive.ask_for(work.stores, old, work.now)
         load_cold(work.stores, work.dataset, old, stage, stored)
     with work.stores.warm.transaction("merge", str(work.unit)) as connection:
         if old.tier is Tier.WARM:
@@ -145,7 +146,6 @@ def _late_in_warm(work: Work) -> str:
 def load_cold(stores: Stores, dataset: Dataset, old: UnitRecord, stage: str, columns: tuple[Column, ...]) -> None:
     """Bring a cold unit's rows back into a table of the warm database and prove them equal to what was exported."""
     expected = None
-    archive.ask_for(stores, old, work.now)
     with export.fetched(stores, old) as file, stores.warm.transaction("bring back", str(old.unit)) as writing:
         known = columns_in(file, columns)  # a file may be older than a column
         if old.fingerprint is not None:
