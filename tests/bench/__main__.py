@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local import Stack
-from tests.bench import bars, compression, export, flow, metadata, plan, stream
+from tests.bench import bars, compression, documents, erase, export, flow, metadata, plan, stream
 from tests.bench.ground import Ground
 from tests.bench.rows import Group, Row
 
@@ -29,7 +29,9 @@ ROWS, QUICK_ROWS, SEED, REPEATS = 2_400_000, 120_000, 20, 3
 CHECKS_FOUND_DIFFERENCES = 3
 
 
-GROUPS = tuple(group for module in (export, stream, metadata, plan, compression, flow) for group in module.GROUPS)
+GROUPS = tuple(
+    group for module in (export, stream, metadata, plan, compression, documents, erase, flow) for group in module.GROUPS
+)
 
 
 def main() -> int:
@@ -67,7 +69,10 @@ def main() -> int:
                 found.append(row)
     finally:
         # What was measured is kept when a later group fails.
-        write([replace(row, name=PREFIX + row.name) for row in found], keep=bool(arguments.only))
+        write(
+            [replace(row, name=row.name if "." in row.name else PREFIX + row.name) for row in found],
+            keep=bool(arguments.only),
+        )
         show(console, found)
     missed = [row.name for row in found if not row.ok]
     say(f"bars missed: {', '.join(missed)}" if missed else "bench: OK")
@@ -79,7 +84,7 @@ def measure(groups: list[Group], rows: int, repeats: int, say: Callable[[str], N
     with tempfile.TemporaryDirectory(prefix="tiering-bench-") as temporary:
         directory = Path(temporary)
         directory.chmod(0o711)  # PostgreSQL runs as nobody below root
-        with Stack(directory / "stack", services={"postgres", "s3"}) as stack:
+        with Stack(directory / "stack", services={"postgres", "s3", "mongo"}) as stack:
             ground = Ground(stack, directory, rows, SEED, repeats, say)
             for group in groups:
                 for row in group.run(ground):

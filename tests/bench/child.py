@@ -79,6 +79,31 @@ def move(values: dict[str, str]) -> Found:
     return {"seconds": seconds, "rows": receipt.row_count, "bytes": receipt.bytes_after, "stages": stages}
 
 
+def documents(values: dict[str, str]) -> Found:
+    """Move the oldest due unit of news hot to warm and on to cold: the whole protocol, each way."""
+    from tests.bench.world import NOW, OWNER, begin, opened_documents
+    from tiering.model import Transition
+    from tiering.ops import checkpoints, lifecycle
+
+    checkpoints.prepare()
+    with opened_documents(settings_of(values)) as (stores, dataset):
+        began = time.perf_counter()
+        (move_id,) = begin(stores, dataset, Transition.HOT_TO_WARM, NOW, 1)
+        receipt = lifecycle.run_move(stores, move_id, NOW, OWNER)
+        warm = time.perf_counter()
+        (cold_id,) = begin(stores, dataset, Transition.WARM_TO_COLD, NOW, 1)
+        lifecycle.run_move(stores, cold_id, NOW, OWNER)
+        cold = time.perf_counter()
+        stages = dict(receipt.stage_seconds)
+        return {
+            "seconds": warm - began,
+            "copied_seconds": stages["copy"] + stages["verify"],
+            "cold_seconds": cold - warm,
+            "stages": stages,
+            "cold_stages": dict(lifecycle.receipt(stores, cold_id).stage_seconds),
+        }
+
+
 def rivet(program: str, environment: dict[str, str], table: str, directory: str) -> Found:
     """`rivet run --validate`: the table to Parquet in a local directory, its own defaults for that."""
     config = Path(directory) / "rivet.yaml"
@@ -196,7 +221,9 @@ def peak_mb() -> float:
     return max(int(own[1]), children) / 1024
 
 
-JOBS: dict[str, Callable[..., Found]] = {job.__name__: job for job in (export, duckdb, move, rivet, pandas, pump, pipe)}
+JOBS: dict[str, Callable[..., Found]] = {
+    job.__name__: job for job in (export, duckdb, move, documents, rivet, pandas, pump, pipe)
+}
 
 
 def main() -> None:
