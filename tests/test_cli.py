@@ -26,14 +26,28 @@ from tiering.stores.records import OPEN_STATES
 
 AT = "2024-06-20T12:00Z"
 GROUPS = ("hold", "objects", "policies", "stack")
-PLAIN = ("install", "plan", "explain", "seed", "load", "query", "fsck", "run", "release", "sweep", "placement", "erase")
-COMMANDS = (*PLAIN, "objects list", "objects restore", "objects status", "hold place", "hold lift", "hold list", "policies lint")
+PLAIN = (
+    *("install", "plan", "explain", "seed", "load", "query", "fsck", "run", "release", "sweep"),
+    *("placement", "rehydrate", "compact", "erase"),
+)
+COMMANDS = (
+    *PLAIN,
+    "objects list",
+    "objects restore",
+    "objects status",
+    "hold place",
+    "hold lift",
+    "hold list",
+    "policies lint",
+)
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def environment(settings: Settings) -> dict[str, str]:
     """Say in variables what the fixture's settings say."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIERING_")}
+    urls = {"TIERING_HOT_MONGO_URL": settings.hot_mongo_url, "TIERING_WARM_MONGO_URL": settings.warm_mongo_url}
+    kept |= {name: url.get_secret_value() for name, url in urls.items() if url}
     return kept | {
         "TIERING_HOT_PG_URL": settings.hot_pg_url.get_secret_value(),
         "TIERING_WARM_PG_URL": settings.warm_pg_url.get_secret_value(),
@@ -41,6 +55,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "TIERING_S3_ACCESS_KEY": settings.s3_access_key.get_secret_value(),
         "TIERING_S3_SECRET_KEY": settings.s3_secret_key.get_secret_value(),
         "TIERING_LAKE_BUCKET": settings.lake_bucket,
+        "TIERING_FILES_BUCKET": settings.files_bucket,
         "TIERING_POLICIES": str(POLICIES),
         "PYTHONPATH": str(POLICIES.parents[1]),
     }
@@ -94,9 +109,10 @@ def test_every_command_explains_itself_with_an_example(tmp_path: Path) -> None:
 def test_a_whole_life_by_command(run: Run, tmp_path: Path) -> None:
     assert run("install", "--json", "--at", AT).returncode == 0
     seeded = document(run("seed", "--symbols", "2", "--days", "1", "--at", AT, "--json"))
-    assert {s["dataset"]: s["rows"] > 0 for s in seeded["seeded"]} == dict.fromkeys(
-        ("market_bars", "technical_indicators", "financial_statements"), True
-    )
+    moving = [d.name for d in parse_policies(POLICIES.read_text(), "p").datasets if d.state == "moves"]
+    assert {s["dataset"]: s["rows"] > 0 for s in seeded["seeded"]} == {
+        name: True for name in moving if name != "index_bars"
+    }, "index bars come from files"
     planned = document(run("plan", "--dataset", "market_bars", "--at", AT, "--json"))
     assert {m["transition"] for m in planned["plans"][0]["moves"]} == {"hot-to-warm"}
     count = "SELECT count(*) AS n FROM market_bars"
@@ -113,7 +129,8 @@ def test_a_whole_life_by_command(run: Run, tmp_path: Path) -> None:
     explained = document(run("explain", "market_bars", f"market_bars/{held}", "--at", AT, "--json"))
     assert {r["code"] for r in explained["units"][0]["reasons"]} == {"held"}
     assert run("hold", "lift", f"market_bars/{held}", "--reason", "closed").returncode == 0
-    assert document(run("run", "expire", "--at", AT, "--json"))["receipts"][0]["state"] == "COMMITTED"
+    done = run("run", "expire", "--dataset", "market_bars", "--at", AT, "--json")
+    assert document(done)["receipts"][0]["state"] == "COMMITTED"
     assert document(run("sweep", "--at", "2024-07-01T00:00Z", "--dry-run", "--json"))["swept"]
     done = run("fsck", "--deep", "--json", "--at", AT)
     assert done.returncode == 0, done.stdout
@@ -198,6 +215,16 @@ def test_wrong_input_is_one_line_and_an_exit_code(run: Run, arguments: tuple[str
     assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert "error" in document(done)
+
+
+def test_without_mongodb_the_classes_in_postgresql_live_on(fresh_settings: Settings, tmp_path: Path) -> None:
+    given = {name: value for name, value in environment(fresh_settings).items() if "MONGO" not in name}
+    done = call(given, tmp_path, "install")
+    assert (done.returncode, "TIERING_HOT_MONGO_URL" in done.stderr) == (2, True), done.stderr
+    for command in ("install", "seed", "plan"):
+        few = ("--days", "1", "--symbols", "1") if command == "seed" else ()
+        done = call(given, tmp_path, command, "--class", "audit_logs", *few)
+        assert done.returncode == 0, done.stderr
 
 
 def test_wrong_settings_name_the_variable_and_no_secret(fresh_settings: Settings, tmp_path: Path) -> None:

@@ -83,3 +83,13 @@ def test_explain_writes_out_every_rule_and_what_placement_decided(seeded: Run, f
     assert all(word in shown for word in ("warm-to-cold", "threshold", "250.0/day", "1d later", "pinned"))
     everything = seeded("explain", "market_bars", "--all", "--at", AT).stdout
     assert everything.count("verdict") == len(units)
+
+
+def test_explain_says_why_a_state_table_never_moves(seeded: Run) -> None:
+    done = seeded("explain", "positions", "--json")
+    assert done.returncode == 0, done.stderr
+    (note,) = document(done)["notes"]
+    assert note["code"] == "state_table"
+    assert "backups carry it" in note["text"]
+    planned = document(seeded("plan", "--class", "user_data", "--at", AT, "--json"))
+    assert [plan["dataset"] for plan in planned["plans"]] == ["user_activity"]

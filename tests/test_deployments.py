@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -17,12 +19,13 @@ from prefect.cli.deploy._models import (
     RawScheduleConfig,
     WorkPoolConfig,
 )
-from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore
+from prefect.server.schemas.schedules import CronSchedule
 from pydantic import BaseModel
 
 from deployments.limits import limits
 from tests.test_cli import environment
+from tiering.model import Dataset
 from tiering.plan.policies import parse_policies
 from tiering.settings import Settings
 
@@ -79,8 +82,10 @@ def test_it_says_what_it_does_and_one_run_waits_for_another(entry: dict[str, Any
 @each_deployment
 def test_its_schedules_are_valid_and_named(entry: dict[str, Any]) -> None:
     for schedule in entry["schedules"]:
-        CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
-        assert ZoneInfo(schedule["timezone"])
+        assert schedule["timezone"] == "UTC"
+        clock = CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+        coming = asyncio.run(clock.get_dates(n=3, start=datetime(2026, 11, 22, tzinfo=UTC)))
+        assert len(set(coming)) == 3
         # With a slug a schedule can be changed and pruned; `active` would undo a pause made in the UI.
         assert schedule["slug"]
         assert "active" not in schedule
@@ -92,14 +97,31 @@ def test_names_and_slugs_are_used_once() -> None:
     assert len(set(NAMES)) == len(NAMES)
 
 
-def test_each_data_class_that_moves_has_every_flow_of_a_life() -> None:
+def stages(datasets: Iterable[Dataset]) -> set[str]:
+    """The flows that a class's datasets need: those of the stages that any of their policies has."""
+    found = {"expire"}
+    for dataset in datasets:
+        policy = dataset.policy
+        ages = {"hot-to-warm": policy.hot_to_warm, "compress": policy.compression, "warm-to-cold": policy.warm_to_cold}
+        found |= {name for name, age in ages.items() if age}
+    return found
+
+
+def test_each_data_class_has_every_flow_of_its_life_and_no_other() -> None:
     policies = parse_policies((PROJECT / "deployments/policies.yaml").read_text(), "policies.yaml")
-    moving = {policy.name for policy in policies.classes if policies.of_class(policy.name)}
     served: dict[str, set[str]] = {}
     for entry in DEPLOYMENTS:
         if entry["parameters"].get("data_class"):
             served.setdefault(entry["parameters"]["data_class"], set()).add(flow_of(entry).name)
-    assert served == {name: {"hot-to-warm", "compress", "warm-to-cold", "expire"} for name in moving}
+    assert served == {policy.name: stages(policies.of_class(policy.name)) for policy in policies.classes}
+    assert len(served) == 6
+
+
+def test_every_class_and_all_have_their_flows() -> None:
+    for_all = {flow_of(entry).name for entry in DEPLOYMENTS if entry["name"] == "all"}
+    assert {"archive", "sweep", "placement"} <= for_all
+    hourly = next(e for n, e in zip(NAMES, DEPLOYMENTS, strict=True) if n == "hot_to_warm/social-data")
+    assert [schedule["cron"].split()[1:] for schedule in hourly["schedules"]] == [["*"] * 4], "posts are hot for 4 h"
 
 
 def test_the_automation_ends_runs_that_no_longer_beat() -> None:
@@ -116,8 +138,12 @@ def test_the_automation_ends_runs_that_no_longer_beat() -> None:
 
 def test_each_dataset_that_moves_has_a_limit() -> None:
     assert limits() == {
-        f"tiering-{name}": 1 for name in ("market_bars", "index_bars", "technical_indicators", "financial_statements")
+        f"tiering-{dataset.name}": 1
+        for dataset in parse_policies((PROJECT / "deployments/policies.yaml").read_text(), "policies.yaml").datasets
+        if dataset.state == "moves"
     }
+    assert {"tiering-market_bars", "tiering-news", "tiering-audit_log", "tiering-chart_images"} <= limits().keys()
+    assert "tiering-positions" not in limits()
 
 
 def test_limits_follow_the_policy_file_of_the_settings(

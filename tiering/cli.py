@@ -43,6 +43,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
+Class = Annotated[str | None, typer.Option("--class", help="Only datasets of this data class.")]
 At = Annotated[
     str | None, typer.Option("--at", help="The instant to judge ages at, with time zone: 2026-11-22T08:00Z.  [now]")
 ]
@@ -94,10 +95,10 @@ def chosen(stores: Stores, dataset: str | None, data_class: str | None = None) -
 
 
 @app.command()
-def install(as_json: Json = False, at: At = None) -> None:
+def install(data_class: Class = None, as_json: Json = False, at: At = None) -> None:
     """Create schemas, ledger, application tables, and what every moving dataset needs around its own. Idempotent.
 
-    Example: `tiering install`
+    Examples: `tiering install` · `tiering install --class market_data` where there is no MongoDB
     """
     import infra.sql
     from tiering.ops import install as ops
@@ -109,7 +110,7 @@ def install(as_json: Json = False, at: At = None) -> None:
         with stores.hot.transaction("install", "application tables") as connection:
             execute(connection, infra.sql.read_tables())
         rows = []
-        for dataset in chosen(stores, None):
+        for dataset in chosen(stores, None, data_class):
             columns = ops.install_dataset(stores, dataset)
             adopted = ops.prepare_units(stores, dataset, now)
             rows.append({"dataset": dataset.name, "columns": len(columns), "units_adopted": len(adopted)})
@@ -118,10 +119,11 @@ def install(as_json: Json = False, at: At = None) -> None:
 
 @app.command()
 def seed(
-    symbols: Annotated[int, typer.Option(min=1, help="Symbols per day.")] = 20,
-    days: Annotated[int, typer.Option(min=1, help="Trading days per age range (hot, warm, cold, expired).")] = 5,
+    symbols: Annotated[int, typer.Option(min=1, help="Symbols per day; users are as many.")] = 20,
+    days: Annotated[int, typer.Option(min=1, help="Days, or units, per age range (hot, warm, cold, expired).")] = 5,
     rows: Annotated[int | None, typer.Option(min=1, help="At least so many minute bars; instead of --days.")] = None,
     number: Annotated[int, typer.Option("--seed", help="The same seed makes the same rows.")] = 1,
+    data_class: Class = None,
     at: At = None,
     as_json: Json = False,
 ) -> None:
@@ -134,7 +136,9 @@ def seed(
     now = instant(at)
     with opened() as stores, out.progress("seeding") as advance:
         scale = ops.Scale(symbols, days, rows, number)
-        seeded = ops.seed(stores, now, scale, lambda dataset, count: advance(count, dataset))
+        if data_class:
+            chosen(stores, None, data_class)
+        seeded = ops.seed(stores, now, scale, lambda dataset, count: advance(count, dataset), data_class)
     heads = ["dataset", "units", "units left alone", "rows"]
     table = out.table_of("seeded", heads, [(s.dataset, s.units, s.units_left_alone, s.rows) for s in seeded])
     out.emit({"at": now, "seeded": seeded}, as_json, table)

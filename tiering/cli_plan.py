@@ -14,7 +14,7 @@ from tiering import errors
 from tiering.model import State
 
 if TYPE_CHECKING:
-    from tiering.model import Move, Pin, Reason, Residence, Stay
+    from tiering.model import Dataset, Move, Pin, Reason, Residence, Stay
     from tiering.ops.plans import Applied, Made, Surveyed
     from tiering.plan.estimates import Totals
 
@@ -177,6 +177,10 @@ def explain(
     now, name = instant(at), unit or unit_option
     in_full = bool(name) or everything
     with opened() as stores:
+        resting = stores.policies.dataset(dataset)
+        if resting and resting.state != "moves":
+            _say_resting(resting, now, as_json)
+            return
         (found,) = chosen(stores, dataset)
         wanted = unit_named(stores, name) if name else None
         (seen,) = plans.make(stores, [found], now).surveyed
@@ -197,6 +201,15 @@ def explain(
     out.emit(document, as_json, *(() if as_json else _explain_tables(seen, rows, in_full)))
     for note in notes:
         out.note(f"{found.name}: {note.code}: {note.text}")
+
+
+def _say_resting(dataset: Dataset, now: datetime, as_json: bool) -> None:
+    from tiering.plan.lifecycle import resting_reason
+
+    reason = resting_reason(dataset)
+    document = {"now": now, "dataset": dataset.name, "reference": None, "notes": [reason], "units": []}
+    out.emit(document, as_json)
+    out.note(f"{dataset.name}: {reason.code}: {reason.text}")
 
 
 def _explained(seen: Surveyed, home: Residence, move: Move | None, stay: Stay | None) -> dict[str, Any]:

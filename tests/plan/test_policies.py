@@ -58,8 +58,9 @@ def test_the_shipped_file_says_what_the_owner_says() -> None:
     assert policies.classes == parse_policies(OWNERS, "owner.yaml").classes
     assert {p.name for p in policies.classes} == set(CLASSES)
     assert {d.policy.name for d in policies.datasets} == set(CLASSES)
-    moving = {d.name for d in policies.datasets if d.state == "moves"}
-    assert moving == {"market_bars", "index_bars", "technical_indicators", "financial_statements"}
+    assert {p.name for p in policies.classes if policies.of_class(p.name)} == set(CLASSES)
+    resting = {(d.name, d.state) for d in policies.datasets if d.state != "moves"}
+    assert resting == {(name, "state") for name in ("user_configurations", "positions", "alert_triggers")}
 
 
 def test_overrides_change_one_dataset_only() -> None:

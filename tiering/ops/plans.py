@@ -20,7 +20,7 @@ from typing import Any
 
 from tiering import errors
 from tiering.model import Dataset, Form, Move, Plan, Reason, Receipt, Residence, State, Stay, Transition, Unit
-from tiering.ops import lifecycle
+from tiering.ops import documents, lifecycle
 from tiering.plan.estimates import Estimate, Estimator, Sample, Totals, learn
 from tiering.plan.lifecycle import plan_moves
 from tiering.plan.placement import Pins
@@ -138,6 +138,11 @@ def _estimates(estimator: Estimator, one: Surveyed) -> list[Estimate]:
 
 def notes_of(stores: Stores, dataset: Dataset) -> tuple[Reason, ...]:
     """Tell what is true of a dataset's rows that belong to no unit. Writes nothing."""
+    if dataset.form is Form.DOCUMENTS:
+        place = documents.hot(stores, dataset)
+        count = place.documents.undated(place.collection, place.time_field)
+        text = f"{count} documents have no date in {place.time_field}, or none of years 1 to 9999"
+        return (Reason("undated", f"{text}; they never age and stay hot"),) if count else ()
     if dataset.form is not Form.TABLE:
         return ()
     with stores.hot.transaction("count", dataset.name, read_only=True) as connection:

@@ -1,7 +1,8 @@
-"""Make history: deterministic market data in all tiers' age ranges, loaded in bulk by COPY.
+"""Make history: deterministic data of all six classes in all tiers' age ranges; tables are loaded in bulk by COPY.
 
 The same seed, instant and scale make the same rows, whatever is there already; a unit that has rows or has
-left the hot tier is left alone, so seeding twice adds nothing. Does not: age anything; the flows do.
+left the hot tier is left alone, so seeding twice adds nothing. Market data is made here, the rest in seed_users.py and
+seed_documents.py. Does not: age anything; the flows do.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from psycopg2 import sql
 from pyarrow import csv
 
 from tiering import errors
-from tiering.model import Dataset, Unit
-from tiering.ops import install, lifecycle
+from tiering.model import Dataset, Form, Unit
+from tiering.ops import install, lifecycle, seed_documents, seed_shapes, seed_users
 from tiering.plan import seeds
 from tiering.plan.spans import unit_of
 from tiering.stores import tables
@@ -39,12 +40,20 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much history: `rows` of market_bars if given, else `days` trading days per age range."""
+    """How much history: `rows` of market_bars if given, else `days` days (units, of other datasets) per age range.
+
+    Users are as many as symbols, and at least three.
+    """
 
     symbols: int = 20
     days: int = 5
     rows: int | None = None
     seed: int = 1
+
+    @property
+    def users(self) -> int:
+        """How many users there are."""
+        return max(3, self.symbols)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +70,17 @@ def _silent(_dataset: str, _rows: int) -> None:
     pass
 
 
-def seed(stores: Stores, now: datetime, scale: Scale, progress: Progress = _silent) -> list[Seeded]:
-    """Seed every market data dataset that has a recipe here. The datasets must be installed.
+def seed(
+    stores: Stores, now: datetime, scale: Scale, progress: Progress = _silent, data_class: str | None = None
+) -> list[Seeded]:
+    """Seed every dataset that has a recipe, and the state tables. The datasets must be installed.
 
     Args:
         stores: where to.
         now: the instant that ages count back from; the newest row is at most this old.
         scale: how much.
         progress: told after every chunk.
+        data_class: only the datasets of this one.
 
     Raises:
         ValueError: the scale is not positive.
@@ -76,14 +88,23 @@ def seed(stores: Stores, now: datetime, scale: Scale, progress: Progress = _sile
     """
     if scale.symbols < 1 or scale.days < 1 or (scale.rows is not None and scale.rows < 1):
         raise ValueError("symbols, days and rows must be at least 1")
-    return [seed_dataset(stores, name, now, scale, progress) for name in RECIPES if stores.policies.dataset(name)]
+    chosen = [
+        dataset
+        for name in (*RECIPES, *seed_shapes.SHAPES, *seed_documents.FILES)
+        if (dataset := stores.policies.dataset(name)) and data_class in (None, dataset.policy.name)
+    ]
+    if data_class in (None, "user_data") and stores.policies.dataset("positions"):
+        seed_users.load_state(stores, now, scale.users, scale.seed)
+    return [seed_dataset(stores, dataset.name, now, scale, progress) for dataset in chosen if dataset.state == "moves"]
 
 
 def seed_dataset(stores: Stores, name: str, now: datetime, scale: Scale, progress: Progress = _silent) -> Seeded:
     """Seed one dataset; each unit's rows come in one transaction."""
     dataset = lifecycle.dataset_named(stores, name)
+    if dataset.form is not Form.TABLE:
+        return _seed_units(stores, dataset, now, scale, progress)
     if name not in RECIPES:
-        raise errors.NotFound("seed", name, "no recipe for it", f"Recipes: {', '.join(RECIPES)}.")
+        raise _no_recipe(name)
     moments, make = RECIPES[name]
     by_unit: dict[Unit, list[Any]] = {}
     for instant, moment in moments(dataset, now, scale):
@@ -96,6 +117,30 @@ def seed_dataset(stores: Stores, name: str, now: datetime, scale: Scale, progres
         chunks = (chunk for moment in found for chunk in make(moment, now, scale))
         rows += _load(stores, dataset, unit, chunks, progress)
     return Seeded(name, len(wanted), len(by_unit) - len(wanted), rows)
+
+
+def _seed_units(stores: Stores, dataset: Dataset, now: datetime, scale: Scale, progress: Progress) -> Seeded:
+    """Seed a dataset of documents or files, unit by unit, oldest first."""
+    if dataset.name not in (*seed_shapes.SHAPES, *seed_documents.FILES):
+        raise _no_recipe(dataset.name)
+    units = [Unit(dataset.name, *bounds) for bounds in seeds.sample_units(dataset, now, scale.days)]
+    taken = {residence.unit.begin for residence in lifecycle.survey(stores, dataset)[0]}
+    wanted = [unit for unit in units if unit.begin not in taken]
+    rows = 0
+    for unit in wanted:
+        if dataset.form is Form.FILES:
+            found = seed_documents.load_files(stores, dataset, unit, now, scale.seed)
+        else:
+            counts = (scale.symbols, scale.users)
+            found = seed_documents.load_documents(stores, dataset, unit, now, counts, scale.seed)
+        rows += found
+        progress(dataset.name, found)
+    return Seeded(dataset.name, len(wanted), len(units) - len(wanted), rows)
+
+
+def _no_recipe(name: str) -> errors.NotFound:
+    known = ", ".join((*RECIPES, *seed_shapes.SHAPES, *seed_documents.FILES))
+    return errors.NotFound("seed", name, "no recipe for it", f"Recipes: {known}.")
 
 
 def _load(stores: Stores, dataset: Dataset, unit: Unit, chunks: Iterable[pa.Table], progress: Progress) -> int:
@@ -253,8 +298,25 @@ def _statements(moment: tuple[date, datetime], now: datetime, scale: Scale) -> I
         )
 
 
+# -- user_activity, audit_log --------------------------------------------------------------------------------
+
+
+def _units(dataset: Dataset, now: datetime, scale: Scale) -> list[tuple[datetime, Unit]]:
+    return [(bounds[0], Unit(dataset.name, *bounds)) for bounds in seeds.sample_units(dataset, now, scale.days)]
+
+
+def _activity(unit: Unit, now: datetime, scale: Scale) -> Iterator[pa.Table]:
+    return seed_users.activity(unit, now, scale.users, scale.seed)
+
+
+def _audit_log(unit: Unit, now: datetime, scale: Scale) -> Iterator[pa.Table]:
+    return seed_users.audit_log(unit, now, scale.users, scale.seed)
+
+
 RECIPES: dict[str, tuple[Callable[..., list[tuple[datetime, Any]]], Callable[..., Iterator[pa.Table]]]] = {
     "market_bars": (_bar_days, _bars),
     "technical_indicators": (_indicator_days, _indicators),
     "financial_statements": (_quarters, _statements),
+    "user_activity": (_units, _activity),
+    "audit_log": (_units, _audit_log),
 }

@@ -117,7 +117,7 @@ def _policy(dataset: Dataset, home: Residence, pins: Pins) -> Policy:
 def _judge(case: _Case, only: Collection[Transition]) -> Move | tuple[Reason, ...]:
     dataset, home = case.dataset, case.home
     if dataset.state != "moves":
-        return (Reason("not_in_policy", f"{dataset.name} is {dataset.state} in the policy file: nothing moves it"),)
+        return (resting_reason(dataset),)
     if home.lease_owner and home.move_transition is not None:
         text = f"{home.lease_owner} works on it now: {home.move_transition} at {home.move_state}"
         return (Reason("leased", f"{text}; should that run die, the next one carries it on"),)
@@ -135,6 +135,13 @@ def _judge(case: _Case, only: Collection[Transition]) -> Move | tuple[Reason, ..
     if step not in only:
         return (Reason("other_transition", f"{step} comes first; this plan is for {_listed(only)}", case.clock.now),)
     return _move(case, step)
+
+
+def resting_reason(dataset: Dataset) -> Reason:
+    """Say why a dataset that does not move by age is left alone."""
+    if dataset.state == "state":
+        return Reason("state_table", f"{dataset.name} is a state table: it never moves by age; backups carry it")
+    return Reason("not_in_policy", f"{dataset.name} is {dataset.state} in the policy file: nothing moves it")
 
 
 def _listed(only: Collection[Transition]) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
+from itertools import pairwise
 from math import ceil
 
-from tiering.model import Dataset, Policy, Span
-from tiering.plan.spans import in_utc, subtract
+from tiering.model import Dataset, Form, Policy, Span
+from tiering.plan.spans import in_utc, subtract, unit_of
 
 SESSION_BEGIN = time(14, 30)
 SESSION_MINUTES = 390
@@ -62,6 +63,39 @@ def trading_days(dataset: Dataset, now: datetime, per_range: int) -> list[dateti
     for span in age_ranges(dataset.policy, now):
         chosen.update(_newest_days(span, now, per_range) if span.name == "hot" else _spread_days(span, per_range))
     return sorted(chosen)
+
+
+def sample_units(dataset: Dataset, now: datetime, per_range: int) -> list[tuple[datetime, datetime]]:
+    """Choose up to `per_range` units in each age range, oldest first, each once.
+
+    The hot range's are its newest ones and end with that of `now`, whose newest row is of that instant: the
+    reference that every age is measured against. The others lie whole inside their range and not at its edges.
+    """
+    now = in_utc(now)
+    newest, *older = _ranges(dataset, now)[::-1]
+    unit = unit_of(now, dataset.unit)
+    found = {unit}
+    while len(found) < per_range and unit[1] > newest.begin:
+        found.add(unit)
+        unit = unit_of(unit[0] - timedelta(microseconds=1), dataset.unit)
+    for span in older:
+        edge = min(EDGE, (span.end - span.begin) / 8)
+        begin, length = span.begin + edge, span.end - span.begin - 2 * edge
+        for number in range(per_range):
+            unit = unit_of(begin + length * (number + 0.5) / per_range, dataset.unit)
+            if span.begin <= unit[0] and unit[1] <= span.end - edge:
+                found.add(unit)
+    return sorted(found)
+
+
+def _ranges(dataset: Dataset, now: datetime) -> list[AgeRange]:
+    """The age ranges of a dataset, oldest first; of files those of their storage classes."""
+    if dataset.form is not Form.FILES:
+        return age_ranges(dataset.policy, now)
+    ages = [*(age for _, age in dataset.storage), *filter(None, [dataset.policy.retention])]
+    edges = [now, *(subtract(now, age) for age in ages)]
+    edges.append(edges[-1] - BEYOND_RETENTION)
+    return [AgeRange("hot" if end == now else "older", begin, end) for end, begin in pairwise(edges)][::-1]
 
 
 def days_for_rows(rows: int, symbols: int, ranges: int) -> int:

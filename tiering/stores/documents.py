@@ -28,7 +28,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from tiering.stores import bson_kernels as kernel
 from tiering.stores.bson_batches import RawBatch, ids, locate
-from tiering.stores.documents_errors import bad_url, is_known_id, mapped
+from tiering.stores.documents_errors import bad_url, is_known_id, mapped, no_url
 from tiering.stores.documents_remove import Removal, raw, with_ids
 
 _Document = Mapping[str, Any]
@@ -62,6 +62,8 @@ class Documents:
     @property
     def _client(self) -> MongoClient[dict[str, Any]]:
         with self._lock:
+            if not self.url.get_secret_value():
+                raise no_url(self.name)
             if self._opened is None:
                 try:
                     self._opened = MongoClient(

@@ -72,6 +72,16 @@ def translate(exc: PyMongoError, operation: str, subject: str) -> errors.Tiering
     return errors.PermanentError(operation, subject, type(exc).__name__)
 
 
+def no_url(subject: str) -> errors.SettingsError:
+    """Say what a dataset of documents needs."""
+    return errors.SettingsError(
+        "read settings",
+        subject,
+        "no server is named for documents",
+        "Set TIERING_HOT_MONGO_URL; or choose what is no documents: --class market_data.",
+    )
+
+
 def bad_url(subject: str) -> errors.SettingsError:
     """Say how a URL is written, without quoting the one that is wrong."""
     return errors.SettingsError(
