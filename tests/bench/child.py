@@ -104,6 +104,31 @@ def documents(values: dict[str, str]) -> Found:
         }
 
 
+def documents_copy(values: dict[str, str]) -> Found:
+    """The copy stages alone, as the moves do them: a unit into another collection, and into a Parquet file."""
+    import tempfile
+
+    from tests.bench.world import NOW, opened_documents
+    from tiering.ops import documents as ops
+    from tiering.plan.spans import unit_of
+    from tiering.stores import parquet
+    from tiering.stores.bson_typed import document_columns, typed
+
+    with opened_documents(settings_of(values)) as (stores, dataset):
+        from tiering.model import Unit
+
+        source, unit = ops.hot(stores, dataset), Unit(dataset.name, *unit_of(NOW, dataset.unit))
+        began = time.perf_counter()
+        tally = ops.Tally()
+        for batch in tally.passing(source.read(unit)):
+            source.documents.insert_missing("copy", batch)
+        source.documents.drop("copy")
+        with tempfile.TemporaryFile(dir=stores.scratch_dir) as file:
+            rows = (typed(batch, dataset)[0] for batch in ops.Tally().passing(source.read(unit)))
+            parquet.write_parquet(rows, document_columns(dataset), dataset.key, file, scratch=stores.scratch_dir)
+        return {"seconds": time.perf_counter() - began, "rows": tally.fingerprint.row_count}
+
+
 def rivet(program: str, environment: dict[str, str], table: str, directory: str) -> Found:
     """`rivet run --validate`: the table to Parquet in a local directory, its own defaults for that."""
     config = Path(directory) / "rivet.yaml"
@@ -222,7 +247,7 @@ def peak_mb() -> float:
 
 
 JOBS: dict[str, Callable[..., Found]] = {
-    job.__name__: job for job in (export, duckdb, move, documents, rivet, pandas, pump, pipe)
+    job.__name__: job for job in (export, duckdb, move, documents, documents_copy, rivet, pandas, pump, pipe)
 }
 
 
