@@ -42,7 +42,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tiering-faults-") as temporary:
         directory = Path(temporary)
         directory.chmod(0o711)  # PostgreSQL runs as nobody below root
-        with Stack(directory / "stack", services={"postgres", "s3"}) as stack:
+        with Stack(directory / "stack", services={"postgres", "s3", "mongo"}) as stack:
             warm_up(stack, directory, seed)
             say(f"servers up and code warm after {time.monotonic() - began:.0f} s")
             campaign = Campaign(stack, directory, seed, grounds, arguments.transition, not arguments.sample)

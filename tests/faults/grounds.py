@@ -6,12 +6,12 @@ import random
 from pathlib import Path
 
 from infra.local import Stack
-from tests.faults import bars
+from tests.faults import bars, documents
 from tests.faults.ports import GroundKind
 from tiering.stores import pgcopy
 from tiering.stores.objects import S3Objects
 
-GROUNDS: tuple[GroundKind, ...] = (*bars.MODES,)
+GROUNDS: tuple[GroundKind, ...] = (*bars.MODES, *documents.MODES)
 
 
 def warm_up(stack: Stack, directory: Path, seed: int) -> None:
@@ -23,6 +23,9 @@ def warm_up(stack: Stack, directory: Path, seed: int) -> None:
         for days in (ground.young, ground.old):  # a merge with a warm copy, and one with a cold one
             ground.insert_late(random.Random(seed), days)
         ground.settle()
+    with documents.open_ground(True, stack, directory, seed, {}) as news:
+        bars.stop_writers(news.writers)
+        news.settle()
         settings = ground.settings
         objects = S3Objects(settings.s3_url, "none", settings.s3_access_key, settings.s3_secret_key, settings.s3_region)
         assert objects._client, "made here, before any fork, and never used here"

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from tests.fakes import Tripwire, kill_self, wired_databases
+from tests.faults.mongo_wire import mongo_through_wire
 from tests.faults.wire import through_wire, wire_s3
 from tiering import errors
 from tiering.model import Dataset, Policies, State, Transition
@@ -98,7 +99,7 @@ def carry_out(stores: Stores, dataset: Dataset, job: Job, wire: Tripwire, ready:
     if job.work == SWEEP:
         patiently(lambda: sweep(on_wire, job.now, job.owner))
     elif job.work != FINISH:
-        for move_id in _due(on_wire, dataset, job):
+        for move_id in due(on_wire, dataset, job):
             run(on_wire, move_id, job)
 
 
@@ -129,7 +130,9 @@ def patiently(act: Callable[[], Any]) -> Any:
     return attempts(act)
 
 
-def _due(stores: Stores, dataset: Dataset, job: Job, only: Transition | None = None) -> list[int]:
+def due(stores: Stores, dataset: Dataset, job: Job, only: Transition | None = None) -> list[int]:
+    """Plan a job's moves and record them; return their ids."""
+
     def begin() -> list[int]:
         install.prepare_units(stores, dataset, job.now)
         plan = lifecycle.plan_dataset(stores, dataset, job.now, [only or Transition(job.work)])
@@ -147,7 +150,7 @@ def _clear_the_way(stores: Stores, dataset: Dataset, job: Job) -> None:
         plan = patiently(lambda: lifecycle.plan_dataset(stores, dataset, job.now))
         if any(move.transition == job.work for move in plan.moves):
             return
-        ids = _due(stores, dataset, replace(job, moves_max=1), Transition.MERGE)
+        ids = due(stores, dataset, replace(job, moves_max=1), Transition.MERGE)
         if not ids:
             return
         for move_id in ids:
@@ -202,7 +205,7 @@ def _be_child(settings: Settings, policies: Policies, job: Job, write: int, log:
         os.dup2(out, 2)
         wire = Tripwire(lambda: _die(write, wire), statements=job.statements)
         wire_s3(settings, wire)
-        with open_stores(through_wire(settings, wire), policies) as stores:
+        with open_stores(mongo_through_wire(through_wire(settings, wire), wire), policies) as stores:
             dataset = lifecycle.dataset_named(stores, job.dataset)
             carry_out(stores, dataset, job, wire, lambda: _say(write, {"ready": True}))
         _say(write, {"ending": "done", "calls": wire.calls})
