@@ -41,6 +41,9 @@ _TYPES: dict[Kind, str] = {
     Kind.UUID: "UUID",
     Kind.EXACT_TEXT: "VARCHAR",
 }
+_HALF_TYPED = (Kind.DECIMAL, Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
+"""Kinds with values that only `_exact` can hold."""
+
 _SQL_OPERATORS = {"=": "=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
 
@@ -67,6 +70,13 @@ class Scan:
     def identity(self) -> tuple[str, ...]:
         """The columns by which a row is known at two places."""
         return ("_id",) if self.dataset.form is Form.DOCUMENTS else self.dataset.key
+
+    @property
+    def exact_identity(self) -> tuple[str, ...]:
+        """Those of them that may be null because only `_exact` holds the value; never the time, which has a unit."""
+        kinds = {column.name: column.kind for column in self.columns}
+        time = self.dataset.time_column
+        return tuple(name for name in self.identity if name != time and kinds[name] in _HALF_TYPED)
 
     @property
     def where(self) -> sql.Composable | None:
@@ -152,15 +162,24 @@ def define_view(engine: Any, scan: Scan, files: Sequence[str]) -> None:
 
 
 def _unless(scan: Scan, over: Sequence[str]) -> str:
-    same = " AND ".join(f"o.{quoted(key)} = r.{quoted(key)}" for key in scan.identity)
+    same = " AND ".join(_same_value(scan, name) for name in scan.identity)
     tests = [f"NOT EXISTS (SELECT 1 FROM {table} AS o WHERE {same})" for table in over]
     return f" WHERE {' AND '.join(tests)}" if tests else ""
+
+
+def _same_value(scan: Scan, name: str) -> str:
+    column = quoted(name)
+    if name not in scan.exact_identity:
+        return f"o.{column} = r.{column}"
+    path = _text(f'$."{name}"')
+    one, other = (f"json_extract_string({row}.{EXACT_COLUMN}, {path})" for row in "or")
+    return f"(o.{column} = r.{column} OR (o.{column} IS NULL AND r.{column} IS NULL AND {one} = {other}))"
 
 
 def _parquet(scan: Scan, files: Sequence[str]) -> str:
     """Read lake files by field id, so that a file older than a column has it as NULL."""
     fields = [(c.field_id, c.name, _duck_type(c)) for c in scan.columns]
-    fields += [(EXACT_FIELD_ID, EXACT_COLUMN, "VARCHAR")] if scan.wants_exact else []
+    fields += [(EXACT_FIELD_ID, EXACT_COLUMN, "VARCHAR")] if scan.wants_exact or scan.exact_identity else []
     schema = ", ".join(
         f"{number}: {{name: {_text(name)}, type: {_text(kind)}, default_value: NULL}}" for number, name, kind in fields
     )
