@@ -26,7 +26,7 @@ NUMBERS = ("kills", "lost", "doubled", "changed", "broken", "outages")
 def main() -> int:
     works = sorted({str(work) for ground in GROUNDS for work in ground.works})
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=500, help="processes to kill at least (default 500)")
+    parser.add_argument("--kills", type=int, default=1000, help="processes to kill at least (default 1000)")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier campaign, to repeat its choices")
     parser.add_argument("--sample", action="store_true", help="end with the kills, whatever was not struck by then")
     parser.add_argument("--transition", default="", choices=["", *works], help="kill only in this one")
@@ -56,17 +56,20 @@ def main() -> int:
 
 def report(campaign: Campaign, out: Path, seconds: float) -> None:
     """Print the table and write the file."""
-    total, rows, coverage = Tally(), [], campaign.coverage
+    total, rows, coverage = campaign.total(), [], campaign.coverage
     say(f"{'transition':<14}{'kinds':>11}" + "".join(f"{name:>9}" for name in NUMBERS))
-    for work, tally in sorted(campaign.tallies.items()):
+    for work in sorted({work for _, work in campaign.tallies}):
+        tally = campaign.total(work=work)
         known = [kind for kind in coverage.occurrences if kind.work == work]
         struck = sum(1 for kind in known if coverage.struck[kind])
         numbers = [getattr(tally, name) for name in NUMBERS]
         say(f"{work or 'at rest':<14}{f'{struck} of {len(known)}':>11}" + "".join(f"{n:>9}" for n in numbers))
-        for name in NUMBERS:
-            setattr(total, name, getattr(total, name) + getattr(tally, name))
         if work:
             rows.append(row(f"lifecycle.kill.{work}", campaign.seed, tally, len(known), struck))
+    for mode in sorted({mode for mode, _ in campaign.tallies}):
+        known = [kind for kind in coverage.occurrences if kind.mode == mode]
+        struck = sum(1 for kind in known if coverage.struck[kind])
+        rows.append(row(f"lifecycle.kill.{mode}", campaign.seed, campaign.total(mode=mode), len(known), struck))
     known_count, struck_count = len(coverage.occurrences), len(coverage.occurrences) - len(coverage.missing)
     rows.append(row("lifecycle.kill", campaign.seed, total, known_count, struck_count))
     out.parent.mkdir(exist_ok=True)

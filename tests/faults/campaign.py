@@ -23,7 +23,7 @@ from tests.faults.verdict import Verdict
 from tiering.model import Transition
 
 ROUND_KILLS = 60
-OUTAGES_UNDER = (Transition.HOT_TO_WARM, Transition.MERGE, Transition.WARM_TO_COLD)
+OUTAGES_UNDER = (Transition.HOT_TO_WARM, Transition.MERGE, Transition.WARM_TO_COLD, Transition.ARCHIVE)
 EARLY_STRIKES_MAX = 6
 Say = Callable[[str], None]
 
@@ -70,7 +70,7 @@ class Campaign:
     say: Say = print
     tell: Say | None = None
     coverage: Coverage = field(default_factory=Coverage)
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -81,8 +81,17 @@ class Campaign:
     def kills(self) -> int:
         return sum(tally.kills for tally in self.tallies.values())
 
-    def tally(self, work: str) -> Tally:
-        return self.tallies.setdefault(work, Tally())
+    def tally(self, mode: str, work: str) -> Tally:
+        return self.tallies.setdefault((mode, work), Tally())
+
+    def total(self, *, mode: str | None = None, work: str | None = None) -> Tally:
+        """Add up the tallies of a ground, or of a work."""
+        total = Tally()
+        for (of_mode, of_work), tally in self.tallies.items():
+            if mode in (None, of_mode) and work in (None, of_work):
+                for name, number in vars(tally).items():
+                    setattr(total, name, getattr(total, name) + number)
+        return total
 
     def run(self, kills: int, *, round_kills: int = ROUND_KILLS) -> None:
         """Make the kills, in rounds that alternate between the grounds, and go on until every kind was struck."""
@@ -94,7 +103,13 @@ class Campaign:
             if self.kills >= kills and is_known and not self._open(kind.mode):
                 continue  # this ground's kinds are struck; it is the others' turn
             began, before = time.monotonic(), self.kills
-            self._fight(number, kind, round_kills if self.covers else min(round_kills, kills - self.kills))
+            if self.covers or len(self.grounds) == 1:
+                size = round_kills if self.covers else min(round_kills, kills - self.kills)
+            else:
+                size = min(round(round_kills * kind.share), kills - self.kills)
+            if not size:
+                continue
+            self._fight(number, kind, size)
             missing = len(self.coverage.missing)
             self.say(
                 f"round {number} ({kind.mode}): {self.kills - before} kills in {time.monotonic() - began:.0f} s; "
@@ -117,7 +132,7 @@ class Campaign:
             if not self.problems and (number - 1) // len(self.grounds) % self.outages_every == 0:
                 fought.outages()
             if not self.problems:
-                self.judge("", ground.settle(), f"in {kind.mode}, at the end of the round")
+                self.judge(kind.mode, "", ground.settle(), "at the end of the round")
             for line in ground.writers_errors():
                 self.errors[line[:60]] += 1
 
@@ -135,12 +150,12 @@ class Campaign:
         shares[max(shares, key=lambda work: shares[work])] += max(0, kills - sum(shares.values()))
         return shares
 
-    def judge(self, work: str, verdict: Verdict, when: str) -> None:
+    def judge(self, mode: str, work: str, verdict: Verdict, when: str) -> None:
         """Count what an inspection found."""
         if verdict.is_clean:
             return
-        self.tally(work).add(verdict)
-        self.find(f"{work or 'settled'} {when}: {verdict}")
+        self.tally(mode, work).add(verdict)
+        self.find(f"{work or 'settled'} in {mode} {when}: {verdict}")
 
     def find(self, problem: str) -> None:
         self.problems.append(problem)
@@ -152,7 +167,7 @@ class Round:
 
     def __init__(self, campaign: Campaign, ground: Ground, kind: GroundKind) -> None:
         self.campaign, self.ground, self.mode = campaign, ground, kind.mode
-        self.all_outages = kind.outages
+        self.all_outages, self.works = kind.outages, kind.works
         self.dice, self.coverage = campaign.dice, campaign.coverage
 
     def prime(self) -> None:
@@ -213,8 +228,8 @@ class Round:
         killed = [outcome for outcome in outcomes if outcome.ending == "killed"]
         for outcome in outcomes:
             self.coverage.note(kind, Kind(self.mode, *outcome.died_at) if outcome.died_at else None)
-        self.campaign.tally(work).kills += len(killed)
-        self.campaign.judge(work, self.ground.look(), f"in {self.mode} after {jobs}")
+        self.campaign.tally(self.mode, work).kills += len(killed)
+        self.campaign.judge(self.mode, work, self.ground.look(), f"after {jobs}")
         return len(killed)
 
     def send(self, job: Job) -> Outcome:
@@ -240,12 +255,12 @@ class Round:
             began = time.monotonic()
             if self.campaign.problems:
                 return
-            work = str(self.dice.choice(OUTAGES_UNDER))
+            work = str(self.dice.choice([work for work in OUTAGES_UNDER if work in self.works]))
             job = replace(self.ground.provoke(work, "", self.dice, self.send), moves_max=2)
             problem = self.ground.strike_outage(outage, job, self.dice)
             if problem:
                 self.campaign.find(f"{outage} during {work} in {self.mode}: {problem}")
-            self.campaign.tally(work).outages += 1
-            self.campaign.judge(work, self.ground.look(), f"after {outage}")
+            self.campaign.tally(self.mode, work).outages += 1
+            self.campaign.judge(self.mode, work, self.ground.look(), f"after {outage}")
             if self.campaign.tell:
                 self.campaign.tell(f"{time.monotonic() - began:.2f} s {outage} under {work}")

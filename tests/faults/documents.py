@@ -343,6 +343,6 @@ def _start_writers(ground: DocumentsGround, name: str, seed: int) -> None:
 
 OUTAGES = (*outages.ALL, outages.MONGO_KILLED, outages.MONGO_CUT)
 MODES = (
-    GroundKind("documents", WORKS, OUTAGES, functools.partial(open_ground, False)),
-    GroundKind("documents, two databases", WORKS, OUTAGES, functools.partial(open_ground, True)),
+    GroundKind("documents", WORKS, OUTAGES, functools.partial(open_ground, False), share=0.0),
+    GroundKind("documents, two databases", WORKS, OUTAGES, functools.partial(open_ground, True), share=0.6),
 )

@@ -6,12 +6,12 @@ import random
 from pathlib import Path
 
 from infra.local import Stack
-from tests.faults import bars, documents
+from tests.faults import bars, documents, files
 from tests.faults.ports import GroundKind
 from tiering.stores import pgcopy
 from tiering.stores.objects import S3Objects
 
-GROUNDS: tuple[GroundKind, ...] = (*bars.MODES, *documents.MODES)
+GROUNDS: tuple[GroundKind, ...] = (*bars.MODES, *documents.MODES, *files.MODES)
 
 
 def warm_up(stack: Stack, directory: Path, seed: int) -> None:

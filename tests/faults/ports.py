@@ -71,6 +71,7 @@ class GroundKind:
         mode: its name.
         works: what movers do there, and how often to kill them at random at it, relative to the others.
         outages: what may happen to its servers, for `Ground.strike_outage`.
+        share: of a sample's kills on each ground, relative to the others; 0: on this one none.
         open: make one from the stack, a directory, a seed, and the kills to be made per work.
     """
 
@@ -78,3 +79,4 @@ class GroundKind:
     works: Mapping[str, int]
     outages: tuple[str, ...]
     open: Callable[[Stack, Path, int, Mapping[str, int]], AbstractContextManager[Ground]]
+    share: float = 1.0

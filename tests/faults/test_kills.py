@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-KILLS = 40
+ROUND_KILLS = 20
+KILLS = 56
+"""Of bars 20 on either ground; of documents and of files what their grounds' shares are of a round."""
 
 
 def test_movers_die_and_nothing_is_lost_doubled_or_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a process of its own, since movers are forked from it, and this one may have threads and connections."""
     seed, out = secrets.randbelow(100_000), tmp_path / "faults.json"
-    arguments = f"--sample --kills {KILLS} --round-kills {KILLS // 2} --seed {seed} --out {out}".split()
+    arguments = f"--sample --kills {KILLS} --round-kills {ROUND_KILLS} --seed {seed} --out {out}".split()
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults", *arguments],
         cwd=Path(__file__).parents[2],
@@ -28,7 +30,11 @@ def test_movers_die_and_nothing_is_lost_doubled_or_changed(tmp_path: Path, capsy
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
     with capsys.disabled():
         print(f"\n{done.stdout.splitlines()[-1]}")
-    (total,) = [row for row in json.loads(out.read_text()) if row["name"] == "lifecycle.kill"]
+    rows = json.loads(out.read_text())
+    (total,) = [row for row in rows if row["name"] == "lifecycle.kill"]
     assert total["kills"] >= KILLS
     assert (total["lost"], total["doubled"], total["changed"]) == (0, 0, 0)
+    of = {row["name"]: row["kills"] for row in rows}
+    assert of["lifecycle.kill.documents, two databases"] >= 12
+    assert of["lifecycle.kill.files"] >= 4
     assert KILLS // 2 < total["kinds_struck"] < total["kinds"]

@@ -224,6 +224,8 @@ def request_name(method: str, url: str) -> str:
     if not key:
         what = "uploads" if "uploads" in parts.query else "objects"
         return f"LIST {what}" if method == "GET" else f"DELETE {what}"
+    if key.startswith("charts/"):
+        return f"{method} object"
     if key.endswith(".parquet"):
         return f"{method} data"
     if key.endswith(".metadata.json"):
