@@ -1,7 +1,9 @@
-"""The demo: market data's whole life through Prefect deployments, on servers of its own: `python -m deployments.demo`.
+"""The demo: all six data classes' whole life through Prefect deployments, on servers of its own:
+`python -m deployments.demo`.
 
 Brings everything up in `build/demo`, seeds history, loads a real index series, runs every transition, makes trouble
-(late rows, a bad unit, a legal hold), then proves that every row is still there and the same, and stops everything.
+(late rows and documents, bad units, a legal hold), then proves that every row and document is still there and the
+same, erases one user, and stops everything.
 The last line is `demo: OK`, or `demo: FAILED` with the reason.
 """
 
@@ -12,7 +14,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,7 +31,19 @@ from tiering.errors import TieringError
 SEED = 2026
 SYMBOLS, DAYS = 20, 4
 PLACE = bringup.PROJECT / "build" / "demo"
-ROUND = ("hot-to-warm", "compress", "warm-to-cold", "expire")
+MARKET = "market-data"
+OTHERS = ("news-data", "social-data", "analysis-results", "user-data", "audit-logs")
+# Runs of a wave go side by side, as schedules do; a wave waits for the one before it.
+WAVES = (
+    [("hot-to-warm", name) for name in (MARKET, *OTHERS)],
+    [("compress", MARKET), *(("warm-to-cold", name) for name in OTHERS)],
+    [("warm-to-cold", MARKET), ("archive", "all")],
+    [("expire", name) for name in (MARKET, *OTHERS)],
+)
+RELEASED = (
+    [("hot-to-warm", MARKET), ("hot-to-warm", "news-data")],
+    [("compress", MARKET), ("expire", MARKET)],
+)
 SERIES = {"^GSPC": "sp500", "^IXIC": "nasdaq"}
 LATE_ROWS = 25
 
@@ -151,6 +166,7 @@ def _bring_up() -> Stack:
 
 
 def _tell_story(demo: Demo) -> None:
+    from deployments import demo_classes as classes
     from deployments import demo_data as data
 
     with _step("installing schemas, ledger and tables"):
@@ -161,70 +177,91 @@ def _tell_story(demo: Demo) -> None:
     with _step("loading daily S&P 500 and NASDAQ bars from 1999 on (package arch), digits as in the source"):
         source = data.load_series(demo.stores, SERIES, PLACE, demo.now)
         out.print(f"   index_bars: {len(source):,} rows; a bar of today keeps the series' clock going")
-    with _step("planting trouble: a unit with a low above its high, a legal hold on a unit past its retention"):
+    with _step("planting trouble: a low above its high, a sentiment of 7.5, a legal hold on a unit past its retention"):
         bad = data.plant_bad_unit(demo.stores, demo.now)
+        bad_news = classes.plant_bad_news(demo.stores, demo.now)
         held = data.hold_oldest(demo.stores, demo.now, "demo: case 12/2026")
-        out.print(f"   bad: {bad.name} · held: {held.name}")
-    before = data.take_inventory(demo.stores)
-    out.print(f"   inventory taken: {before.rows:,} rows of {len(before.groups)} days")
+        out.print(f"   bad: {bad.name}, {bad_news.name} · held: {held.name}")
+        before = data.take_inventory(demo.stores)
+        out.print(f"   inventory taken: {before.rows:,} rows and documents of {len(before.groups):,} hours")
 
-    for name in ROUND:
-        _run(demo, name)
-    data.demand_quarantined(demo.stores, bad, demo.now)
+    for wave in WAVES:
+        _run(demo, wave)
+    data.demand_quarantined(demo.stores, {bad: "low", bad_news: "sentiment"})
     data.demand_held(demo.stores, held, demo.now)
-    out.print(f"   {bad.name} is in quarantine, the others went on; {held.name} is held, the others expired")
+    out.print(f"   {bad.name} and {bad_news.name} are in quarantine, the others went on; {held.name} is held")
 
-    with _step(f"{LATE_ROWS} rows come late for a warm and for a cold unit; the bad unit is released for a reason"):
-        late = data.insert_late(demo.stores, demo.now, LATE_ROWS)
+    with _step(f"{LATE_ROWS} rows and a document come late for warm and cold units; the bad ones are released"):
+        late = [*data.insert_late(demo.stores, demo.now, LATE_ROWS), classes.insert_late_news(demo.stores)]
         out.print(f"   late for {', '.join(unit.name for unit in late)}")
         data.release(demo.stores, bad, "demo: the low is as the exchange sent it")
+        data.release(demo.stores, bad_news, "demo: the scale is another one")
         expected = data.take_inventory(demo.stores)
-    with _step("lifting the hold"):
         data.lift(demo.stores, held)
-    for name in ("hot-to-warm", "compress", "expire"):
-        _run(demo, name)
+        out.print(f"   the hold on {held.name} is lifted")
+    for wave in RELEASED:
+        _run(demo, wave)
     data.demand_merged(demo.stores, late)
     data.demand_settled(demo.stores, demo.now)
     out.print(f"   {', '.join(unit.name for unit in late)} are generation 2 now; nothing more is due anywhere")
 
     later = demo.now + timedelta(days=3)  # past undo window and grace
-    _run(demo, "sweep", at=later)
+    _run(demo, [("sweep", "all")], at=later)
 
     with _step("asking the whole index series back and comparing it with its source"):
         count = data.demand_series(demo.stores, source)
         out.print(f"   {count:,} bars from the cold tier, equal to the source to the last digit")
-    with _step("comparing every row that has not expired with the inventory"):
+    with _step("comparing every row and document that has not expired with the inventory, byte for byte"):
         kept, expired = data.demand_nothing_lost(demo.stores, before, expected)
-        out.print(f"   {kept:,} rows there, each once and unchanged; {expired:,} expired by policy; 0 lost")
-    with _step("checking ledger, PostgreSQL, Iceberg and bucket against each other, every byte"):
+        out.print(f"   {kept:,} there, each once and unchanged; {expired:,} expired by policy; 0 lost")
+    with _step("one query over cold documents; locks and storage classes as the object store tells them"):
+        out.print("   " + classes.ask_cold_news(demo.stores))
+        out.print("   " + classes.demand_lock(demo.stores))
+        out.print("   charts: " + classes.demand_classes(demo.stores))
+    demo.report.show_classes(classes.table_of_classes(demo.stores))
+    with _step(f"erasing {classes.PERSON} from every tier"):
+        for told in classes.erase_person(demo.stores, later):
+            out.print("   " + told)
+    with _step("checking ledger, PostgreSQL, MongoDB, Iceberg and bucket against each other, every byte"):
         out.print("   " + data.demand_sound(demo.stores, later))
 
 
-def _run(demo: Demo, flow: str, at: datetime | None = None) -> None:
-    """Run a deployment as its schedule would, wait, and note what it did."""
+def _run(demo: Demo, wave: Sequence[tuple[str, str]], at: datetime | None = None) -> None:
+    """Run deployments as their schedules would, side by side, wait for all, and note what they did."""
+    from deployments import demo_data as data
+
+    instant = at or demo.now
+    names = [f"{flow}/{name}" for flow, name in wave]
+    with _step(f"prefect deployment run --param at={instant:%Y-%m-%dT%H:%MZ} {' · '.join(names)}"):
+        mark = data.database_time(demo.stores)
+        with ThreadPoolExecutor(len(names)) as pool:
+            ended = list(pool.map(lambda name: _run_one(demo, name, instant), names))
+        receipts = data.receipts_since(demo.stores, mark)
+        demo.report.note(receipts)
+        for (flow, _), (wall, started) in zip(wave, ended, strict=True):
+            demo.report.note_run(flow, wall, started)
+            if flow == "sweep":
+                demo.report.note_sweep(*data.swept_since(demo.stores, mark), wall - started)
+
+
+def _run_one(demo: Demo, name: str, instant: datetime) -> tuple[float, float]:
+    """Run one deployment; return seconds from submit to end, and from submit to its first line."""
     from prefect.deployments import run_deployment
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from deployments import demo_data as data
-
-    name = f"{flow}/{'all' if flow == 'sweep' else 'market-data'}"
-    instant = at or demo.now
-    with _step(f"prefect deployment run '{name}' --param at={instant:%Y-%m-%dT%H:%MZ}"):
-        mark = data.database_time(demo.stores)
-        began = time.monotonic()
-        with temporary_settings({PREFECT_API_URL: demo.api_url}):
-            run: Any = run_deployment(
-                name, parameters={"at": instant.isoformat()}, timeout=240, poll_interval=0.5, as_subflow=False
-            )
-        wall = time.monotonic() - began
-        state = run.state
-        out.print(f"   {state.name}: {state.message or ''}", markup=False)
-        if not state.is_completed():
-            raise demo_report.Broken(f"{name} ended as {state.name}: {state.message}")
-        started = run.start_time and (run.start_time - run.expected_start_time).total_seconds()
-        demo.report.note(flow, data.receipts_since(demo.stores, mark), wall, max(0.0, started or 0.0))
-        if flow == "sweep":
-            demo.report.note_sweep(*data.swept_since(demo.stores, mark), wall - (started or 0.0))
+    began = time.monotonic()
+    with temporary_settings({PREFECT_API_URL: demo.api_url}):
+        # What has files; the others have no storage classes in the policy, and looking at each takes a second.
+        given = {"data_class": "analysis_results"} if name == "archive/all" else {}
+        run: Any = run_deployment(
+            name, parameters={"at": instant.isoformat(), **given}, timeout=240, poll_interval=0.5, as_subflow=False
+        )
+    wall, state = time.monotonic() - began, run.state
+    out.print(f"   {name}: {state.name}: {state.message or ''}", markup=False)
+    if not state.is_completed():
+        raise demo_report.Broken(f"{name} ended as {state.name}: {state.message}")
+    started = run.start_time and (run.start_time - run.expected_start_time).total_seconds()
+    return wall, max(0.0, started or 0.0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The demo's deeds and proofs: what it puts into the tables, and what must be true of them afterwards."""
+"""The demo's deeds and proofs: what it puts into the tables, and what must be true of everything afterwards.
+
+Market data's part; demo_classes.py has what only the other classes have.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from psycopg2 import sql
 
 import infra.sql
 from deployments.demo_report import Broken
-from tiering.model import Dataset, Receipt, Tier, Unit
+from tiering.model import Dataset, Form, Receipt, Tier, Unit
 from tiering.ops import install as ops_install
 from tiering.ops import lifecycle
 from tiering.ops import seed as ops_seed
@@ -29,6 +32,7 @@ from tiering.stores.postgres import execute, fetch, fetch_one, identifier
 
 BARS, INDEX = "market_bars", "index_bars"
 SOURCE = "arch"
+HOUR = "%Y-%m-%dT%H"
 PRICES = ("Open", "High", "Low", "Close")
 Series = dict[tuple[str, str], tuple[Decimal, ...]]
 """(symbol, day) → open, high, low, close, volume."""
@@ -36,7 +40,7 @@ Series = dict[tuple[str, str], tuple[Decimal, ...]]
 
 @dataclass(frozen=True)
 class Inventory:
-    """Every row there is: per dataset and day how many, and the sum of their hashes, whatever their order."""
+    """Every row there is: per dataset and hour how many, and the sum of their hashes, whatever their order."""
 
     groups: Mapping[tuple[str, str], tuple[int, int]]
 
@@ -65,8 +69,17 @@ def install(stores: Stores, now: datetime) -> None:
 
 
 def seed(stores: Stores, now: datetime, symbols: int, days: int, number: int) -> list[ops_seed.Seeded]:
-    """Do what `tiering seed` does."""
-    return ops_seed.seed(stores, now, ops_seed.Scale(symbols, days, None, number))
+    """Do what `tiering seed --class …` does for each class; of classes but market data one unit per range will do."""
+    return [
+        seeded
+        for policy in stores.policies.classes
+        for seeded in ops_seed.seed(
+            stores,
+            now,
+            ops_seed.Scale(symbols, days if policy.name == "market_data" else 1, None, number),
+            data_class=policy.name,
+        )
+    ]
 
 
 def load_series(stores: Stores, series: Mapping[str, str], directory: Path, now: datetime) -> Series:
@@ -148,27 +161,32 @@ def take_inventory(stores: Stores) -> Inventory:
     """Count and hash every row of every dataset, through one SELECT over all tiers."""
     groups: dict[tuple[str, str], tuple[int, int]] = {}
     for dataset in _moving(stores):
-        with stores.hot.transaction("describe", dataset.name) as connection:
-            described = tables.described_columns(connection, tables.hot_parent(dataset.name))
-        columns = ", ".join(f'"{name}"' for name, _, _ in described)
+        if dataset.form is Form.FILES:
+            continue
+        names = ["_id", "_raw", "_exact"]
+        if dataset.form is Form.TABLE:
+            with stores.hot.transaction("describe", dataset.name) as connection:
+                names = [name for name, *_ in tables.described_columns(connection, tables.hot_parent(dataset.name))]
+        columns = ", ".join(f'"{name}"' for name in names)
         answer = query(
             stores,
-            f"""SELECT strftime({dataset.time_column}, '%Y-%m-%d') AS day, count(*) AS n,
+            f"""SELECT strftime({dataset.time_column}, '{HOUR}') AS hour, count(*) AS n,
                        CAST(sum(CAST(hash({columns}) AS HUGEINT)) AS VARCHAR) AS h
                 FROM {dataset.name} GROUP BY 1""",
         )
         for row in answer.to_pylist():
-            groups[dataset.name, row["day"]] = (row["n"], int(row["h"]))
+            groups[dataset.name, row["hour"]] = (row["n"], int(row["h"]))
     return Inventory(groups)
 
 
-def demand_quarantined(stores: Stores, unit: Unit, now: datetime) -> None:
-    """The bad unit is in quarantine, and it is the only one."""
-    bad = [r for d in _moving(stores) for r in lifecycle.survey(stores, d)[0] if r.quarantine]
-    if [r.unit.name for r in bad] != [unit.name]:
-        raise Broken(f"in quarantine: {', '.join(r.unit.name for r in bad) or 'nothing'}, not {unit.name} alone")
-    if "low" not in bad[0].quarantine:
-        raise Broken(f"{unit.name} is in quarantine for another reason: {bad[0].quarantine}")
+def demand_quarantined(stores: Stores, expected: Mapping[Unit, str]) -> None:
+    """The bad units are in quarantine, each for the rule that it breaks, and no others are."""
+    bad = {r.unit.name: r.quarantine for d in _moving(stores) for r in lifecycle.survey(stores, d)[0] if r.quarantine}
+    if bad.keys() != {unit.name for unit in expected}:
+        raise Broken(f"in quarantine: {', '.join(bad) or 'nothing'}, expected {', '.join(u.name for u in expected)}")
+    for unit, rule in expected.items():
+        if rule not in bad[unit.name]:
+            raise Broken(f"{unit.name} is in quarantine for another reason: {bad[unit.name]}")
 
 
 def demand_held(stores: Stores, unit: Unit, now: datetime) -> None:
@@ -237,7 +255,7 @@ def demand_nothing_lost(stores: Stores, before: Inventory, expected: Inventory) 
     }
     ranges: dict[str, list[tuple[str, str]]] = {}
     for name, begin, end in gone:
-        ranges.setdefault(name, []).append((f"{begin:%Y-%m-%d}", f"{end:%Y-%m-%d}"))
+        ranges.setdefault(name, []).append((begin.strftime(HOUR), end.strftime(HOUR)))
 
     def has_expired(group: tuple[str, str]) -> bool:
         return any(begin <= group[1] < end for begin, end in ranges.get(group[0], []))
@@ -263,7 +281,9 @@ def demand_sound(stores: Stores, now: datetime) -> str:
     if not checked.is_clean:
         found = "; ".join(f"{f.code} {f.subject}: {f.text}" for f in checked.findings if not f.is_note)
         raise Broken(f"fsck: {found}")
-    cold = sum(r.tier is Tier.COLD for d in _moving(stores) for r in stores.ledger.units(d.name))
+    cold = sum(
+        r.tier is Tier.COLD for d in _moving(stores) if d.form is not Form.FILES for r in stores.ledger.units(d.name)
+    )
     if checked.objects != cold:
         raise Broken(f"{checked.objects} lake objects for {cold} cold units")
     seen = f"{checked.units} units, {checked.objects} lake objects, {checked.rows:,} rows counted or read again"

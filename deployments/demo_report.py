@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
 from tiering.cli_output import bytes_shown
-from tiering.model import Receipt
+from tiering.model import Receipt, Tier
+
+TIERS = tuple(map(str, Tier))
 
 
 class Broken(Exception):
@@ -38,10 +40,13 @@ class Report:
     console: Console
     lines: dict[str, Line] = field(default_factory=dict)
 
-    def note(self, flow: str, receipts: Sequence[Receipt], wall_s: float, start_s: float) -> None:
-        """Add one run: what it moved, how long it took from submit to end, and from submit to its first line."""
+    def note_run(self, flow: str, wall_s: float, start_s: float) -> None:
+        """Add one run: how long it took from submit to end, and from submit to its first line."""
         line = self.lines.setdefault(flow, Line())
         line.runs, line.wall_s, line.start_s = line.runs + 1, line.wall_s + wall_s, line.start_s + start_s
+
+    def note(self, receipts: Sequence[Receipt]) -> None:
+        """Add what runs moved."""
         for receipt in receipts:
             line = self.lines.setdefault(str(receipt.transition), Line())
             line.units += 1
@@ -56,6 +61,17 @@ class Report:
         """Add what the sweep destroyed."""
         line = self.lines.setdefault("sweep", Line())
         line.units, line.bytes_before, line.data_s = line.units + copies, line.bytes_before + size_bytes, data_s
+
+    def show_classes(self, classes: Sequence[tuple[str, str, Mapping[str, int], int]]) -> None:
+        """Print where the units of each data class are now."""
+        table = Table(title="\nwhere it is", title_justify="left", header_style="bold")
+        for head in ("data class", "datasets"):
+            table.add_column(head)
+        for head in (*TIERS, "rows in warm and cold"):
+            table.add_column(head, justify="right")
+        for name, datasets, units, rows in classes:
+            table.add_row(name, datasets, *(str(units.get(tier, 0)) for tier in TIERS), f"{rows:,}")
+        self.console.print(table)
 
     def show(self) -> None:
         """Print the table."""
