@@ -9,11 +9,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import IO
 
 from psycopg2 import sql
 
 from tiering import errors
-from tiering.model import Dataset, Form, Tier
+from tiering.model import Dataset, Fingerprint, Form, Tier
+from tiering.ops import documents
 from tiering.ops.archive import is_out_of_lake
 from tiering.ops.audit import check_chain
 from tiering.ops.columns import look, recorded_print
@@ -23,6 +25,8 @@ from tiering.plan.columns import plan_columns
 from tiering.plan.fsck import Code, Finding, lasting
 from tiering.plan.spans import subtract
 from tiering.stores import parquet, pghash, tables
+from tiering.stores.bson_batches import print_of
+from tiering.stores.bson_typed import RAW_COLUMN, document_columns
 from tiering.stores.copies import list_copies
 from tiering.stores.joined import JoinedFile, list_joined
 from tiering.stores.opening import Stores
@@ -103,9 +107,11 @@ class _Look:
         name = self.dataset.name
         records = self.stores.ledger.units(name)
         listed = {self.stores.location(o.key): o for o in self.stores.objects.list(f"lake/{name}/")}
+        # What documents lie in has no partitions and no columns that could differ.
+        is_table = self.dataset.form is Form.TABLE
         found = [
-            *self._tables(records),
-            *self._columns(),
+            *(self._tables(records) if is_table else ()),
+            *(self._columns() if is_table else ()),
             *self._objects(records, listed),
             *self._lake(records),
             *self._moves(),
@@ -250,9 +256,10 @@ class _Look:
 
 def _deep(stores: Stores, dataset: Dataset, damaged: set[str], progress: Progress) -> tuple[list[Finding], int]:
     """Count the warm copies, read the cold ones; units that are damaged for a reason already found are left out."""
-    with stores.hot.transaction("describe", dataset.name, read_only=True) as connection:
-        if not tables.exists(connection, tables.hot_parent(dataset.name)):
-            return [], 0
+    if dataset.form is Form.TABLE:
+        with stores.hot.transaction("describe", dataset.name, read_only=True) as connection:
+            if not tables.exists(connection, tables.hot_parent(dataset.name)):
+                return [], 0
     found, rows = [], 0
     records = [r for r in stores.ledger.units(dataset.name) if r.tier is not Tier.EXPIRED]
     for done, record in enumerate(records, start=1):
@@ -267,6 +274,8 @@ def _deep(stores: Stores, dataset: Dataset, damaged: set[str], progress: Progres
 
 
 def _deep_warm(stores: Stores, dataset: Dataset, record: UnitRecord) -> list[Finding]:
+    if dataset.form is Form.DOCUMENTS:
+        return _deep_warm_documents(stores, dataset, record)
     try:
         with stores.warm.transaction("count", str(record.unit), read_only=True) as connection:
             columns = plan_columns(tables.described_columns(connection, tables.warm_parent(dataset.name)))
@@ -274,16 +283,25 @@ def _deep_warm(stores: Stores, dataset: Dataset, record: UnitRecord) -> list[Fin
             row = fetch_one(connection, sql.SQL("SELECT count(*) FROM {}").format(relation))
     except errors.NotFound as exc:
         return [Finding(Code.MISSING_TABLE, str(record.unit), exc.cause)]
-    counted = row[0] if row else 0
-    if counted == record.row_count:
+    return _counted(record, row[0] if row else 0)
+
+
+def _deep_warm_documents(stores: Stores, dataset: Dataset, record: UnitRecord) -> list[Finding]:
+    """Count a warm unit's documents, unless a move is putting some there or taking some away."""
+    if record.unit.begin in {move.unit.begin for move in stores.ledger.moves(dataset.name, OPEN_STATES)}:
         return []
-    return [Finding(Code.WRONG_ROWS, str(record.unit), f"{counted} rows, the ledger says {record.row_count}")]
+    return _counted(record, documents.warm(stores, dataset).count(record.unit))
+
+
+def _counted(record: UnitRecord, count: int) -> list[Finding]:
+    if count == record.row_count:
+        return []
+    return [Finding(Code.WRONG_ROWS, str(record.unit), f"{count} rows, the ledger says {record.row_count}")]
 
 
 def _deep_cold(stores: Stores, dataset: Dataset, record: UnitRecord) -> list[Finding]:
     """Compare the object's bytes with the ledger's hash, and its rows with the ledger's fingerprint."""
     unit = str(record.unit)
-    described = look(stores, dataset.name).stored
     try:
         with fetched(stores, record) as file:
             file.seek(0)
@@ -292,15 +310,25 @@ def _deep_cold(stores: Stores, dataset: Dataset, record: UnitRecord) -> list[Fin
             file.seek(0)
             if record.fingerprint is None:
                 return []
-            # A column that came later was not fingerprinted then.
-            recorded, columns = recorded_print(file, record.fingerprint, described)
-            batches = parquet.read_parquet_batches(file, columns)
-            differences = recorded.differences(pghash.fingerprint_batches(batches, columns, dataset.key))
+            differences = _differences(stores, dataset, record.fingerprint, file)
     except errors.NotFound as exc:
         return [Finding(Code.MISSING_OBJECT, unit, exc.cause)]
     except errors.CorruptCopy as exc:
         return [Finding(Code.WRONG_HASH, unit, f"{record.location}: {exc.cause}")]
     return [Finding(Code.WRONG_PRINT, unit, "; ".join(differences[:3]))] if differences else []
+
+
+def _differences(stores: Stores, dataset: Dataset, expected: Fingerprint, file: IO[bytes]) -> list[str]:
+    """Compare a lake file's rows, or the raw documents in it, with the fingerprint of the ledger."""
+    if dataset.form is Form.DOCUMENTS:
+        raw = tuple(c for c in document_columns(dataset) if c.name == RAW_COLUMN)
+        batches = parquet.read_parquet_batches(file, raw)
+        found = documents.sum_of(print_of([documents.raw_of(batch.column(RAW_COLUMN))]) for batch in batches)
+        return expected.differences(found)
+    # A column that came later was not fingerprinted then.
+    recorded, columns = recorded_print(file, expected, look(stores, dataset.name).stored)
+    batches = parquet.read_parquet_batches(file, columns)
+    return recorded.differences(pghash.fingerprint_batches(batches, columns, dataset.key))
 
 
 def _left_in_stage(stores: Stores) -> list[Finding]:
