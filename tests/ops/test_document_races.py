@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from tests.ops.document_world import DocumentWorld, open_documents, raw
 from tests.ops.world import NOW, days_ago
+from tiering import errors
 from tiering.model import State, Tier, Transition
-from tiering.ops import documents, lifecycle
+from tiering.ops import document_export, documents, lifecycle
 from tiering.ops.work import Work
 from tiering.settings import Settings
 
@@ -64,8 +66,6 @@ def test_the_next_merge_waits_until_the_one_before_is_settled(world: DocumentWor
     for step in STEPS[:4]:
         step(world.stores, first, NOW, "first")
     with world.stores.ledger.lease(first, "first") as leased:
-        from tiering.ops import document_export
-
         document_export.commit(Work(world.stores, world.dataset, leased, NOW, "first"))
     articles[0]["title"] = "newer"
     world.insert(articles[:1])
@@ -93,6 +93,29 @@ def test_of_two_versions_beside_a_cold_one_the_hot_one_counts_after_the_merge_to
     assert world.left(world.hot) == world.left(world.warm) == 0
 
 
+def test_what_a_killed_run_still_holds_is_not_taken_for_gone(world: DocumentWorld) -> None:
+    articles = world.news(days_ago(300), 5)
+    world.insert(articles)
+    world.run(Transition.HOT_TO_WARM)
+    world.run(Transition.WARM_TO_COLD)
+    world.warm.insert_one({**articles[0], "title": "changed while it was copied"})
+    articles[0]["title"] = "newer"
+    world.insert(articles[:1])
+    (merge,) = world.begin(Transition.MERGE)
+    for step in STEPS[:2]:
+        step(world.stores, merge, NOW, "test")
+    with world.warm.database.client.start_session() as session:
+        session.start_transaction()
+        world.warm.delete_one({"_id": articles[0]["_id"]}, session=session)
+        with pytest.raises(errors.CommitConflict):
+            lifecycle.copy(world.stores, merge, NOW, "test")
+        assert world.seen() == raw(articles)
+        session.abort_transaction()
+    assert lifecycle.run_move(world.stores, merge, NOW, "test").state is State.COMMITTED
+    assert world.seen() == raw(articles)
+    assert world.left(world.hot) == world.left(world.warm) == 0
+
+
 class Stalled:
     """A place whose reader is overtaken by others after the first batch."""
 
@@ -112,8 +135,6 @@ class Stalled:
 def test_a_slow_run_does_not_put_an_old_version_over_one_that_another_unit_has_by_now(
     world: DocumentWorld, transition: Transition
 ) -> None:
-    from dataclasses import replace
-
     here, there = world.news(days_ago(20), 3), world.news(days_ago(19), 3)
     world.insert([*here, *there])
     if transition is Transition.MERGE:

@@ -254,11 +254,21 @@ def _others(present: RawBatch, batch: RawBatch) -> RawBatch:
 
 
 def displace(work: Work, place: Place, older: RawBatch) -> None:
-    """Move superseded documents of the warm collection to the move's trash; those that change meanwhile stay."""
-    if len(older):
-        trash = trash_of(work)
-        trash.documents.insert_missing(trash.collection, older)
-        place.documents.remove_unchanged(place.collection, older, place.time_field)
+    """Move superseded documents of the warm collection to the move's trash.
+
+    Raises:
+        CommitConflict: some are still there. The transaction of a run that was killed holds what it was about to
+            remove for a minute; to go on without would bring the older document to light again.
+    """
+    if not len(older):
+        return
+    trash = trash_of(work)
+    trash.documents.insert_missing(trash.collection, older)
+    place.documents.remove_unchanged(place.collection, older, place.time_field)
+    if len(place.documents.find(place.collection, ids(older))):
+        raise errors.CommitConflict(
+            "put aside", str(work.unit), "another transaction holds documents that are superseded", "Run it again."
+        )
 
 
 def prove_written(work: Work, written: Iterable[RawBatch]) -> None:
