@@ -12,6 +12,7 @@ import secrets
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from infra.local import Stack
@@ -30,14 +31,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of an earlier campaign, to repeat its choices")
     parser.add_argument("--sample", action="store_true", help="end with the kills, whatever was not struck by then")
     parser.add_argument("--transition", default="", choices=["", *works], help="kill only in this one")
-    parser.add_argument("--ground", default="", choices=["", *(g.mode for g in GROUNDS)], help="only on this one")
+    modes = [ground.mode for ground in GROUNDS]
+    parser.add_argument("--ground", action="append", choices=modes, help="only on this one; may be repeated")
     parser.add_argument("--round-kills", type=int, default=ROUND_KILLS, help="kills on one fresh ground")
     parser.add_argument("--out", type=Path, default=OUT, help="where the numbers go")
     parser.add_argument("--verbose", action="store_true", help="tell of every mover")
     arguments = parser.parse_args()
     seed = secrets.randbelow(100_000) if arguments.seed is None else arguments.seed
     say(f"faults: {arguments.kills} kills, seed {seed}")
-    grounds = [ground for ground in GROUNDS if arguments.ground in ("", ground.mode)]
+    named = arguments.ground or []
+    grounds = [replace(g, share=1.0) if named else g for g in GROUNDS if not named or g.mode in named]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tiering-faults-") as temporary:
         directory = Path(temporary)

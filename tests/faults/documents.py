@@ -256,7 +256,10 @@ def open_ground(
         install.install_dataset(stores, dataset)
         groups = [(YOUNG, young), (OLD, old), (ANCIENT, ancient)]
         days = [[MIDNIGHT - timedelta(days=first + i) for i in range(n)] for first, n in groups]
-        ground = DocumentsGround(stack, settings, policies, stores, dataset, *days, directory, expiring=expiring)
+        young_days, old_days, gone = days
+        ground = DocumentsGround(
+            stack, settings, policies, stores, dataset, young_days, old_days, gone, directory, expiring=expiring
+        )
         _seed(ground)
         ground._let_go()
         _start_writers(ground, name, seed)

@@ -39,7 +39,9 @@ FINISH = "finish"
 
 NOW = datetime(2024, 6, 20, 12, tzinfo=UTC)
 MOVING = [state for state in OPEN_STATES if state is not State.QUARANTINED]
-PATIENCE_SECONDS = 30
+RUNS_MAX = 150
+PATIENCE_SECONDS = 75
+"""Longer than MongoDB keeps the transaction of a client that was killed: what it held is in the way so long."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _clear_the_way(stores: Stores, dataset: Dataset, job: Job) -> None:
 
 def settle_everything(stores: Stores, dataset: Dataset, job: Job) -> None:
     """Run every due move to completion."""
-    for _ in range(50):
+    for _ in range(RUNS_MAX):
         finish(stores, dataset, job)
         install.prepare_units(stores, dataset, job.now)
         plan = lifecycle.plan_dataset(stores, dataset, job.now)
@@ -167,7 +169,7 @@ def settle_everything(stores: Stores, dataset: Dataset, job: Job) -> None:
             return
         for move_id in lifecycle.begin_moves(stores, plan):
             run(stores, move_id, job)
-    raise AssertionError(f"moves are still due after 50 runs: {plan.moves[:3]}")
+    raise AssertionError(f"moves are still due after {RUNS_MAX} runs: {plan.moves[:3]}")
 
 
 # --- processes --------------------------------------------------------------------------------------------------
