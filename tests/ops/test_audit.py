@@ -99,7 +99,7 @@ def test_two_swapped_rows(world: World) -> None:
 
 def test_a_row_put_in_behind_the_triggers_back(world: World) -> None:
     tamper(world, "INSERT INTO tiering.audit (actor, action, dataset) VALUES ('nobody', 'look', 'x')")
-    assert found(world) == ["audit row 7"]
+    assert found(world) == ["audit row 8"]
 
 
 def test_the_tail_cut_off_is_found_by_the_bucket(world: World) -> None:
@@ -134,7 +134,7 @@ def test_eight_writers_at_once_make_one_chain(world: World) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: write(world, 40, f"writer {name}"), range(8)))
     with world.stores.warm.transaction("count", "audit") as connection:
-        assert fetch(connection, "SELECT count(*), max(position) FROM tiering.audit_chain") == [(326, 326)]
+        assert fetch(connection, "SELECT count(*), max(position) FROM tiering.audit_chain") == [(327, 327)]
     assert found(world) == []
 
 
@@ -207,7 +207,7 @@ def test_a_ledger_from_before_there_was_a_chain_is_adopted(world: World) -> None
     write(world, 2)
     assert found(world) == []
     with world.stores.warm.transaction("count", "audit") as connection:
-        assert fetch(connection, "SELECT count(*), max(position) FROM tiering.audit_chain") == [(9, 9)]
+        assert fetch(connection, "SELECT count(*), max(position) FROM tiering.audit_chain") == [(10, 10)]
 
 
 def test_the_chain_does_not_depend_on_who_writes(world: World) -> None:
