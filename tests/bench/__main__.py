@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local import Stack
-from tests.bench import bars, compression, documents, erase, export, flow, metadata, plan, stream
+from tests.bench import bars, compression, documents, erase, export, fidelity, flow, metadata, plan, stream
 from tests.bench.ground import Ground
 from tests.bench.rows import Group, Row
 
@@ -30,7 +30,9 @@ CHECKS_FOUND_DIFFERENCES = 3
 
 
 GROUPS = tuple(
-    group for module in (export, stream, metadata, plan, compression, documents, erase, flow) for group in module.GROUPS
+    group
+    for module in (export, stream, metadata, plan, compression, documents, erase, fidelity, flow)
+    for group in module.GROUPS
 )
 
 
