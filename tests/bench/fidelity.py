@@ -26,6 +26,7 @@ import psycopg2
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bson import json_util
+from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from psycopg2 import sql
 from pymongo import MongoClient
@@ -233,7 +234,7 @@ def verdict(connection: Any, table: str, pg_type: str, value_of: Callable[[], An
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT format('%%s', %s::{pg_type}), format('%%s', v) FROM {table}", (given,))
             back, original = cursor.fetchone()
-    except Exception:  # a value that its own type refuses is a changed one, whatever the reason
+    except (psycopg2.Error, ValueError):  # what its own type refuses has been changed
         connection.rollback()
         return f"changed to {short(str(value))}"
     return EXACT if back == original else f"changed to {short(back)}"
@@ -378,7 +379,7 @@ def judge_document(body: bytes, file: Path) -> str:
     legacy = json_util.JSONOptions(uuid_representation=bson.binary.UuidRepresentation.UNSPECIFIED)
     try:
         back = bson.encode(json_util.loads(text, json_options=legacy))
-    except Exception:  # what no reader of extended JSON takes has been changed
+    except (BSONError, TypeError, ValueError):  # what no reader of extended JSON takes has been changed
         return f"changed to {short(text)}"
     return EXACT if back == body else f"changed to {short(text)}"
 
