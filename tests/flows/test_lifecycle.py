@@ -10,12 +10,13 @@ from prefect.client.orchestration import get_client
 from psycopg2 import sql
 from pydantic import SecretStr
 
-from flows.lifecycle import compress, expire, hot_to_warm, warm_to_cold
+from flows.lifecycle import archive, compress, expire, hot_to_warm, warm_to_cold
 from flows.sweep import sweep
 from tests.flows.world import artifact, ask, environment, refuse_unit, run, states
 from tests.ops.world import NOW, World, days_ago
 from tiering.model import Tier, Unit
 from tiering.ops import install, lifecycle
+from tiering.ops.seed import Scale, seed
 from tiering.plan.spans import add
 from tiering.settings import Settings
 from tiering.stores.postgres import execute
@@ -55,6 +56,23 @@ def test_each_flow_moves_what_is_due_and_shows_it(world: World) -> None:
     done = run(sweep, at=after_window)
     assert done.message == would.message.replace("would go", "destroyed")
     assert len(artifact("sweep")) > 0
+
+
+def test_classes_of_documents_tables_and_files_live_their_lives_through_the_same_flows(world: World) -> None:
+    for name in ("news_data", "user_data", "analysis_results"):
+        for dataset in world.stores.policies.of_class(name):
+            install.install_dataset(world.stores, dataset)
+        seed(world.stores, NOW, Scale(symbols=2, days=1, seed=3), data_class=name)
+    for name in ("news_data", "user_data"):
+        assert run(hot_to_warm, data_class=name).message == "3 units done"
+        assert run(warm_to_cold, data_class=name).message == "1 units done"
+        assert run(expire, data_class=name).message == "1 units done"
+        assert run(hot_to_warm, data_class=name).message == "0 units done"
+    assert {row["state"] for row in artifact("warm-to-cold-user-activity")} == {"COMMITTED"}
+    ended = run(archive, dataset="chart_images")
+    assert (ended.is_completed(), ended.message) == (True, "3 units done")
+    assert run(archive, dataset="chart_images").message == "0 units done"
+    assert run(expire, dataset="chart_images").message == "1 units done"
 
 
 def test_a_run_is_named_by_what_it_moves(world: World) -> None:
@@ -175,7 +193,8 @@ def test_two_runs_at_once_move_every_unit_once(world: World) -> None:
     ("parameters", "told"),
     [
         ({"dataset": "market_bar"}, "choose datasets market_bar: no such dataset moves. HINT: These do: market_data"),
-        ({"data_class": "news_data"}, "choose datasets news_data: no such dataset moves"),
+        ({"data_class": "weather"}, "choose datasets weather: no such dataset moves"),
+        ({"dataset": "positions"}, "choose datasets positions: no such dataset moves"),
         ({"at": "2024-06-20T12:00:00"}, "timezone"),
         ({"at": "soon"}, "datetime"),
         ({"datasets": "market_bars"}, "unexpected"),
