@@ -26,7 +26,7 @@ from tiering import errors
 from tiering.model import Column, Form, Kind
 from tiering.ops import query_documents, query_tables
 from tiering.ops.columns import look
-from tiering.ops.query_engine import Bound, Progress, Scan, opened
+from tiering.ops.query_engine import HALF_TYPED, Bound, Progress, Scan, opened
 from tiering.plan.queries import BadQuery, Filter, Need, demand_select, find_needs
 from tiering.plan.spans import EPOCH
 from tiering.stores import duck
@@ -123,7 +123,11 @@ def _columns_of(stores: Stores, select: Mapping[str, Any]) -> dict[str, tuple[Co
 def _plan_scan(engine: Any, stores: Stores, need: Need, columns: tuple[Column, ...]) -> Scan:
     dataset = stores.policies.dataset(need.dataset)
     assert dataset is not None
-    kept = tuple(c for c in columns if c.name in need.columns or c.name in dataset.key)
+    wanted = {*need.columns, *dataset.key}
+    if need.wants_exact:
+        # `_exact` says of a row what its fetched columns cannot hold, so all that may be special are fetched.
+        wanted |= {c.name for c in columns if c.kind in HALF_TYPED}
+    kept = tuple(c for c in columns if c.name in wanted)
     kinds = {c.name: c.kind for c in columns}
     bounds = []
     for condition in need.filters:

@@ -41,7 +41,7 @@ _TYPES: dict[Kind, str] = {
     Kind.UUID: "UUID",
     Kind.EXACT_TEXT: "VARCHAR",
 }
-_HALF_TYPED = (Kind.DECIMAL, Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
+HALF_TYPED = (Kind.DECIMAL, Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
 """Kinds with values that only `_exact` can hold."""
 
 _SQL_OPERATORS = {"=": "=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
@@ -76,7 +76,7 @@ class Scan:
         """Those of them that may be null because only `_exact` holds the value; never the time, which has a unit."""
         kinds = {column.name: column.kind for column in self.columns}
         time = self.dataset.time_column
-        return tuple(name for name in self.identity if name != time and kinds[name] in _HALF_TYPED)
+        return tuple(name for name in self.identity if name != time and kinds[name] in HALF_TYPED)
 
     @property
     def where(self) -> sql.Composable | None:
