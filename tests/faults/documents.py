@@ -55,6 +55,8 @@ WORKS = {
     SWEEP: 8,
     FINISH: 4,
 }
+TRANSACTIONS_END = 0.8
+"""How often the next mover does not meet the transaction of the one that was killed: it would wait for a minute."""
 OF_THE_LAKE = ("s3.", "warm.catalog")
 """Calls that a merge or a sweep makes only of cold units."""
 
@@ -116,6 +118,8 @@ class DocumentsGround:
 
     def provoke(self, work: str, call: str, dice: random.Random, send: Send) -> Job:
         """See `ports.Ground.provoke`."""
+        if dice.random() < TRANSACTIONS_END:
+            self._end_transactions()
         tier = Tier.COLD if call.startswith(OF_THE_LAKE) else dice.choice((Tier.WARM, Tier.COLD))
         if work == Transition.MERGE:
             return self._merge_of(Tier.WARM if " warm" in call or " trash" in call else tier, dice)
@@ -135,6 +139,7 @@ class DocumentsGround:
 
     def settle(self) -> Verdict:
         """See `ports.Ground.settle`."""
+        self._end_transactions()
         stop_writers(self.writers)
         mover.settle_everything(self.stores, self.dataset, Job("", NOW, DATASET, owner="settle"))
         verdict = self.inspector.look_at_rest()
@@ -220,6 +225,11 @@ class DocumentsGround:
                     document_merge.commit(Work(self.stores, self.dataset, record, NOW, job.owner))
         self._let_go()
 
+    def _end_transactions(self) -> None:
+        """End the transactions of clients that were killed, as if the minute that a server keeps them were over."""
+        with MongoClient[dict[str, Any]](self.stack.mongo.url("admin")) as client:
+            client.admin.command("killAllSessions", [])
+
     def _let_go(self) -> None:
         """Close what no fork may find open."""
         self.stores.hot_documents.close()
@@ -266,6 +276,7 @@ def open_ground(
         try:
             yield ground
         finally:
+            ground._end_transactions()
             stop_writers(ground.writers)
     _drop(stack, names, bucket)
 
