@@ -128,7 +128,9 @@ def demand_gone(stores: Stores, touched: set[str]) -> None:
     """The person is in no dataset any more, but for the locked rows of the audit log."""
     subjects = [d for d in stores.policies.datasets if d.state == "moves" and d.subject and not d.lock]
     for dataset in subjects:
-        answer = query(stores, f"SELECT count(*) AS n FROM {dataset.name} WHERE {dataset.subject} = '{PERSON}'")
+        answer = query(
+            stores, f"SELECT count(*) AS n, count(_exact) FROM {dataset.name} WHERE {dataset.subject} = '{PERSON}'"
+        )
         if answer.to_pylist()[0]["n"]:
             raise Broken(f"{dataset.name} still has rows of the erased user")
     if not {"user_activity", "social_posts"} <= touched:
