@@ -195,36 +195,6 @@ def test_a_column_added_to_the_source_is_followed(mode: str, request: pytest.Fix
         assert {file.row_count for file in world.stores.lake.files("market_bars")} == {61, 1}
 
 
-@pytest.mark.parametrize(
-    ("statement", "word"),
-    [
-        ("ALTER TABLE hot.market_bars ALTER COLUMN volume TYPE numeric", "volume"),
-        ("ALTER TABLE hot.market_bars DROP COLUMN amount", "amount"),
-        ("ALTER TABLE hot.market_bars RENAME COLUMN amount TO turnover", "amount"),
-    ],
-    ids=["type changed", "dropped", "renamed"],
-)
-def test_a_column_that_changes_under_stored_data_is_refused(
-    fresh_two_database_settings: Settings, statement: str, word: str
-) -> None:
-    """With two databases the drift reaches only one of them; in one, the views hold the columns fast."""
-    with open_world(fresh_two_database_settings) as world:
-        for days in (30, 0):
-            world.insert_day(days_ago(days))
-        world.run(Transition.HOT_TO_WARM)
-        with world.stores.warm.transaction("count", "warm") as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM warm.market_bars")
-            ((before,),) = cursor.fetchall()
-        change(world, "DROP VIEW live.market_bars")
-        change(world, statement)
-        with pytest.raises(errors.SchemaMismatch) as caught:
-            install.install_dataset(world.stores, world.dataset)
-        demand_clear(caught.value, "market_bars", word)
-        with world.stores.warm.transaction("count", "warm") as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM warm.market_bars")
-            assert cursor.fetchall() == [(before,)]
-
-
 # --- two at once, and a server that restarts --------------------------------------------------------------------
 
 

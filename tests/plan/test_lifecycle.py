@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -310,16 +309,6 @@ def test_a_date_that_is_given_is_the_date_it_moves(ledger: tuple[Dataset, list[R
             day = plan_moves(of, homes, at, at)
             assert stay.unit.name not in {move.unit.name for move in eve.moves}
             assert stay.unit.name in {move.unit.name for move in day.moves}
-
-
-def test_ten_thousand_units_are_planned_within_a_second() -> None:
-    begin = datetime(2000, 1, 1, tzinfo=UTC)
-    homes = [residence(unit(begin + timedelta(days=day)), list(Tier)[day % 4]) for day in range(10_000)]
-    started = time.process_time()
-    plan = plan_moves(BARS, homes, NOW, NOW)
-    seconds = time.process_time() - started
-    print(f"{len(homes)} units planned in {seconds:.3f} s: {len(plan.moves)} moves")
-    assert seconds < 1
 
 
 def test_an_expiry_begun_under_another_policy_is_not_carried_on() -> None:
