@@ -4,7 +4,7 @@
     ├─ TransientError      retry may help        StoreUnavailable · Throttled · LeaseHeld · CommitConflict
     ├─ PermanentError      retrying is futile    PolicyError · SettingsError · AccessDenied · NotFound ·
     │                                            AlreadyExists · SchemaMismatch · StoreFull · HeldError ·
-    │                                            ObjectLocked · InDeepArchive
+    │                                            ObjectLocked · InDeepArchive · KeyMissing
     └─ VerificationError   stop, keep every copy, page someone   FingerprintMismatch · CorruptCopy
 
 Drivers' exceptions are mapped to these in their module under `stores/` and nowhere else.
@@ -106,6 +106,10 @@ class ObjectLocked(PermanentError):
     ) -> None:
         super().__init__(operation, subject, cause, hint)
         self.until = until
+
+
+class KeyMissing(PermanentError):
+    """A backup was sealed with a key that is not on this machine."""
 
 
 class InDeepArchive(PermanentError):

@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     lake_bucket: str = "tiering-lake"
     backup_bucket: str = "tiering-backup"
+    backup_key: SecretStr | None = Field(
+        default=None, description="32 bytes in base64 that seal the backups; older ones behind it, parted by commas"
+    )
     files_bucket: str = "tiering-files"
     policies: Path = Path("deployments/policies.yaml")
     scratch_dir: Path | None = Field(default=None, description="for files being written; default: the system's")
