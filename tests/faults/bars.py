@@ -116,15 +116,14 @@ class BarsGround:
     def provoke(self, work: str, call: str, dice: random.Random, send: Send) -> Job:
         """See `ports.Ground.provoke`."""
         tier = Tier.COLD if call.startswith(OF_THE_LAKE) else Tier.WARM
-        if work == Transition.MERGE:
-            return self._merge_of(tier, dice)
         if work == SWEEP and call:
             send(self._merge_of(tier, dice))
+        job = self._merge_of(tier, dice) if work == Transition.MERGE else self.job(work)
         if call.endswith(" create") or (work == Transition.HOT_TO_WARM and call.endswith(" read unit of")):
             # A partition is made, by whatever run comes first, where rows came before it.
             self.unprepared += 1
             self.insert([("P0", epoch(MIDNIGHT - timedelta(days=UNPREPARED_FROM + self.unprepared)))])
-        return self.job(work)
+        return job
 
     def look(self) -> Verdict:
         """See `ports.Ground.look`."""
