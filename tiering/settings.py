@@ -36,6 +36,13 @@ class Settings(BaseSettings):
         default=None, description="32 bytes in base64 that seal the backups; older ones behind it, parted by commas"
     )
     files_bucket: str = "tiering-files"
+    notify_urls: SecretStr | None = Field(
+        default=None,
+        description="who is told of drills and alarms: Apprise URLs (json://, mailto://, slack://), blanks between",
+    )
+    evidence_key: SecretStr | None = Field(
+        default=None, description="32 bytes in base64 that sign the evidence of drills; default: made from backup_key"
+    )
     policies: Path = Path("deployments/policies.yaml")
     scratch_dir: Path | None = Field(default=None, description="for files being written; default: the system's")
     fan_out: int = Field(default=2, ge=1, le=64, description="units worked on at once in one flow run")
@@ -49,6 +56,34 @@ class Settings(BaseSettings):
         return self.hot_pg_url.get_secret_value() == self.warm_pg_url.get_secret_value()
 
 
+class RecoverySettings(BaseSettings):
+    """What a drill or a recovery needs and may have: bucket and key of the backups, and nothing of the primary."""
+
+    model_config = SettingsConfigDict(env_prefix="TIERING_", env_file=".env", extra="ignore", frozen=True)
+
+    s3_url: str = Field(description="http(s)://host:port of the object store that holds the backups")
+    s3_access_key: SecretStr
+    s3_secret_key: SecretStr
+    s3_region: str = "us-east-1"
+    backup_bucket: str = "tiering-backup"
+    backup_key: SecretStr = Field(description="32 bytes in base64 that seal the backups, from their escrow")
+    evidence_key: SecretStr | None = None
+    notify_urls: SecretStr | None = None
+    scratch_dir: Path | None = None
+
+
+def load_recovery_settings(env_file: Path | None = None) -> RecoverySettings:
+    """Read what a recovery needs, as `load_settings` does.
+
+    Raises:
+        SettingsError: a variable is missing or malformed; the message names it.
+    """
+    try:
+        return RecoverySettings(_env_file=env_file) if env_file else RecoverySettings()  # type: ignore[call-arg]
+    except ValidationError as exc:
+        raise _missing(exc, "Set the TIERING_S3_*, TIERING_BACKUP_BUCKET and TIERING_BACKUP_KEY of the kit.") from None
+
+
 def load_settings(env_file: Path | None = None) -> Settings:
     """Read the environment, then `.env` (or `env_file`).
 
@@ -58,7 +93,9 @@ def load_settings(env_file: Path | None = None) -> Settings:
     try:
         return Settings(_env_file=env_file) if env_file else Settings()  # type: ignore[call-arg]
     except ValidationError as exc:
-        names = ", ".join("TIERING_" + str(err["loc"][0]).upper() + f" ({err['msg'].lower()})" for err in exc.errors())
-        raise SettingsError(
-            "read settings", names, "missing or malformed", "Run `tiering stack up`, or set the variables (see README)."
-        ) from None
+        raise _missing(exc, "Run `tiering stack up`, or set the variables (see README).") from None
+
+
+def _missing(exc: ValidationError, hint: str) -> SettingsError:
+    names = ", ".join("TIERING_" + str(err["loc"][0]).upper() + f" ({err['msg'].lower()})" for err in exc.errors())
+    return SettingsError("read settings", names, "missing or malformed", hint)

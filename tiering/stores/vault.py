@@ -87,6 +87,10 @@ class Keyring:
             )
         return found
 
+    def every(self) -> tuple[bytes, ...]:
+        """Return the bytes of every key, the newest first."""
+        return tuple(self._parsed().values())
+
     def _parsed(self) -> dict[bytes, bytes]:
         return _parse_keys(self.keys.get_secret_value())
 
