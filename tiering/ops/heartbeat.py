@@ -107,14 +107,14 @@ class Heart:
                 lane.problem = exc.cause
         now = _now()
         newest, missing, disagreement = continue_from(tails)
+        if disagreement and not self._new_chain:
+            hint = "After a restore to different moments: `tiering heartbeat --new-chain`. Else look for who wrote."
+            raise errors.VerificationError("continue", "heartbeat", disagreement, hint)
         if self._new_chain or newest is None:
             self.last = first_beat(secrets.token_hex(4), now)
             for lane in self.lanes:
                 lane.pending.append(self.last)
             return
-        if disagreement:
-            hint = "After a restore to different moments: `tiering heartbeat --new-chain`. Else look for who wrote."
-            raise errors.VerificationError("continue", "heartbeat", disagreement, hint)
         self.last = newest
         every = max(tails.values(), key=lambda beats: (beats[-1].at, beats[-1].seq) if beats else (_EPOCH, 0))
         for lane in self.lanes:
