@@ -7,19 +7,22 @@ it: papering over that would hide what a drill is to find.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
 
 from tiering import errors
 from tiering.model_drill import Beat, ChainVerdict
 from tiering.plan.heartbeat import common_beat, continue_from, first_beat, judge_chain, next_beat
-from tiering.stores.beats import BeatLedger
+from tiering.stores.beats import BeatLedger, MongoBeats, ObjectBeats, PostgresBeats, RedisBeats
+from tiering.stores.opening import Stores
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,11 @@ class Heart:
         """Wait until the daemon is told to end, or for so long."""
         self._ending.wait(seconds)
 
+    @property
+    def is_ending(self) -> bool:
+        """Tell whether it was told to end."""
+        return self._ending.is_set()
+
     def stop(self) -> None:
         """Tell the daemon to end; may be called from a signal handler."""
         self._ending.set()
@@ -163,11 +171,25 @@ def verify(ledgers: Sequence[BeatLedger], limit: int = PENDING_MAX) -> tuple[lis
     return verdicts, newest, problem
 
 
-@contextlib.contextmanager
-def beating(ledgers: Sequence[BeatLedger]) -> Iterator[Heart]:
-    """Beat while the body runs."""
-    with Heart(ledgers) as heart:
-        yield heart
+def ledgers_of(stores: Stores) -> list[BeatLedger]:
+    """Name the ledgers of a platform: every server that is backed up by itself has one, and the files bucket."""
+    found: list[BeatLedger] = []
+    if _server(stores.hot.url) == _server(stores.warm.url):
+        found.append(PostgresBeats("postgresql/main", stores.hot))
+    else:
+        found += [PostgresBeats("postgresql/hot", stores.hot), PostgresBeats("postgresql/warm", stores.warm)]
+    hot, warm = stores.hot_documents, stores.warm_documents
+    if hot.url.get_secret_value():
+        is_one = not warm.url.get_secret_value() or _server(hot.url) == _server(warm.url)
+        found.append(MongoBeats("mongodb/main" if is_one else "mongodb/hot", hot))
+        found += [] if is_one else [MongoBeats("mongodb/warm", warm)]
+    if stores.heat.url is not None:
+        found.append(RedisBeats("redis/main", stores.heat.url))
+    return [*found, ObjectBeats("application_data/main", stores.files)]
+
+
+def _server(url: SecretStr) -> str:
+    return urlsplit(url.get_secret_value()).netloc.rpartition("@")[2]
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
