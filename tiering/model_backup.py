@@ -6,6 +6,7 @@ PostgreSQL, `seconds,increment` for MongoDB, an offset for Redis, empty where a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -145,3 +146,38 @@ class LogRange:
     ends: str
     stored: StoredObject
     stored_at: datetime
+
+
+_LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
+_SECONDS = re.compile(r"(\d{1,10}),(\d{1,10})")
+_OFFSET = re.compile(r"\d{1,20}")
+
+
+def encode_position(position: str) -> str:
+    """Write a position so that texts sort as positions do, and may stand in an object's name.
+
+    Raises:
+        ValueError: it is no LSN, no `seconds,increment` and no offset.
+    """
+    if found := _LSN.fullmatch(position):
+        return f"{int(found[1], 16):08X}{int(found[2], 16):08X}"
+    if found := _SECONDS.fullmatch(position):
+        return f"{int(found[1]):010d}.{int(found[2]):010d}"
+    if _OFFSET.fullmatch(position):
+        return f"{int(position):020d}"
+    raise ValueError(f"not a log position: {position!r}")
+
+
+def decode_position(encoded: str) -> str:
+    """Read what `encode_position` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if len(encoded) == 16 and "." not in encoded:
+        return f"{int(encoded[:8], 16):X}/{int(encoded[8:], 16):X}"
+    if len(encoded) == 21 and encoded[10] == ".":
+        return f"{int(encoded[:10])},{int(encoded[11:])}"
+    if len(encoded) == 20:
+        return str(int(encoded))
+    raise ValueError(f"not an encoded log position: {encoded!r}")
