@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from pydantic import BaseModel
+
 from tiering.model_backup import StoreName
 
 
@@ -271,3 +273,17 @@ class DrillReport:
     def passed(self) -> bool:
         """Tell the truth in one word."""
         return bool(self.measured) and not self.defects and all(one.is_met for one in self.measured)
+
+
+class Approval(BaseModel):
+    """A person's answer to a recovery plan.
+
+    Attributes:
+        approve: go on.
+        approved_by: the person's name.
+        confirm: the words that the plan shows, written by hand.
+    """
+
+    approve: bool = False
+    approved_by: str = ""
+    confirm: str = ""

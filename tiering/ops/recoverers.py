@@ -85,3 +85,17 @@ class Recoverer(Protocol):
 
     def shapes(self, restored: Restored, site: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
         """Describe it as `ops/expect.py` described the primary: by the same names."""
+
+    def shown(self, place: str) -> str:
+        """Write a place without a password."""
+
+    def occupant(self, place: str) -> str:
+        """Say what lives in a place, e.g. "a server with 3 databases"; empty: nothing, it may be written to."""
+
+    def recover(self, at: datetime, place: str, *, is_approved: bool) -> str:
+        """Bring a moment back into a place, verify it there, and say what was done.
+
+        Raises:
+            HeldError: something lives there, and nobody approved.
+            TieringError: as `restore`.
+        """
