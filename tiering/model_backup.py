@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, time, timedelta
 from enum import StrEnum
 
 
@@ -146,6 +146,49 @@ class LogRange:
     ends: str
     stored: StoredObject
     stored_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BackupSchedule:
+    """When backups of one kind are taken of a store.
+
+    Attributes:
+        kind: of the backups.
+        times: of every day, in UTC, ascending.
+        on_change: also whenever something changed.
+    """
+
+    kind: BackupKind
+    times: tuple[time, ...]
+    on_change: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStrategy:
+    """What the owner promises for one store.
+
+    Attributes:
+        store: which.
+        schedules: one per kind, in the order of the file.
+        retention: how long a backup of each kind is kept.
+        log_window: over how long any moment can be brought back; None without a continuous log.
+    """
+
+    store: StoreName
+    schedules: tuple[BackupSchedule, ...]
+    retention: Mapping[BackupKind, timedelta]
+    log_window: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackupStrategy:
+    """The owner's `backup_strategy:`."""
+
+    stores: tuple[StoreStrategy, ...]
+
+    def of(self, store: StoreName) -> StoreStrategy | None:
+        """Return what is promised for a store; None if nothing is."""
+        return next((one for one in self.stores if one.store is store), None)
 
 
 _LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
