@@ -96,6 +96,7 @@ def write_batches(
     batches: Iterable[pa.RecordBatch],
     columns: tuple[Column, ...],
     details: Callable[[], Mapping[str, Any]] = dict,
+    state: State = State.COPIED,
 ) -> MoveRecord:
     """Write batches as a Parquet file and upload it under its content's name; advance to COPIED.
 
@@ -104,6 +105,7 @@ def write_batches(
         batches: the unit's rows, read once.
         columns: of the rows.
         details: what else to record, asked for when all batches were read.
+        state: SEALED where the checkpoint makes the copy that COPIED then finds made.
     """
     stores, dataset, unit = work.stores, work.dataset, work.unit
     stores.lake.ensure_table(dataset.name, columns, dataset.unit, dataset.time_column)
@@ -118,7 +120,7 @@ def write_batches(
         with suppress(errors.AlreadyExists):
             _put(work, key, file, written)
     return work.advance_alone(
-        State.COPIED,
+        state,
         row_count=written.row_count,
         bytes_after=written.size_bytes,
         details={"key": key, "sha256": written.sha256, **details()},

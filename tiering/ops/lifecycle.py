@@ -240,7 +240,7 @@ def check(stores: Stores, move_id: int, now: datetime, owner: str) -> tuple[Move
         prepare()  # imports for seconds, once per process: not this unit's time
         began = time.perf_counter()
         try:
-            report = _run_check(work)
+            report = _with_patience(lambda: _run_check(work))
         except errors.IncompatibleColumns as exc:
             return _quarantine(work, str(exc), record.state), None
         took = time.perf_counter() - began
