@@ -29,6 +29,7 @@ from tiering.ops.drill_corruption import Check
 from tiering.ops.drill_run import Kit
 from tiering.ops.recover_mongo import MongoRecoverer
 from tiering.ops.recoverers import Recoverer, Restored
+from tiering.plan.backups import longest_pause, parse_strategy
 from tiering.plan.drill_report import document_of
 from tiering.plan.drills import parse_objectives
 from tiering.plan.policies import parse_policies
@@ -89,9 +90,8 @@ def _recoverer(catalogue: Catalogue, store: StoreName, source: str, scratch_dir:
 
 def cadence_of(policies: str) -> dict[StoreName, timedelta]:
     """Say how often each store is backed up, by the owner's schedule."""
-    hours = {StoreName.POSTGRESQL: 4, StoreName.MONGODB: 24, StoreName.REDIS: 6}
-    hours |= {StoreName.APPLICATION_DATA: 24, StoreName.CONFIGURATION: 24, StoreName.LAKE: 24}
-    return {store: timedelta(hours=count) for store, count in hours.items()}
+    strategy = parse_strategy(policies, "the vault's policy file")
+    return {one.store: min(longest_pause(schedule) for schedule in one.schedules) for one in strategy.stores}
 
 
 @contextmanager
