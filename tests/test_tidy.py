@@ -34,7 +34,7 @@ ARROWS = {
     "tiering/access": (*NOUNS, "tiering.plan", "tiering.stores", "tiering.access", "tiering.settings"),
     "tiering/cli": ("tiering", "infra"),
     "tiering": NOUNS,
-    "infra": (*NOUNS, "infra", "tiering.settings"),
+    "infra": (*NOUNS, "infra", "tiering.settings", "tiering.stores.scratch"),
     "tasks": ("tiering", "tasks", "infra"),
     "flows": ("tiering.model", "tiering.model_backup", "tiering.model_drill", "tasks", "flows"),
     "deployments": ANY[:-1],
