@@ -16,6 +16,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from infra.local.binaries import find_postgres_bin
+from infra.local.scratch_postgres import LocalScratchPostgres
+from infra.local.scratch_redis import scratch_redis
 from infra.local.scratch_servers import scratch_mongo
 from tiering import errors
 from tiering.model_backup import StoreName
@@ -28,6 +31,8 @@ from tiering.ops.drill import run_drill
 from tiering.ops.drill_corruption import Check
 from tiering.ops.drill_run import Kit
 from tiering.ops.recover_mongo import MongoRecoverer
+from tiering.ops.recover_postgres import PostgresRecoverer
+from tiering.ops.recover_redis import RedisRecoverer
 from tiering.ops.recoverers import Recoverer, Restored
 from tiering.plan.backups import longest_pause, parse_strategy
 from tiering.plan.drill_report import document_of
@@ -36,6 +41,7 @@ from tiering.plan.policies import parse_policies
 from tiering.settings import RecoverySettings, Settings, load_recovery_settings, load_settings
 from tiering.stores.objects import S3Objects
 from tiering.stores.opening import Stores, open_stores
+from tiering.stores.pg_tools import PgTools
 from tiering.stores.vault import Keyring, Vault
 
 NOWHERE = SecretStr("postgresql://nobody@127.0.0.1:1/nowhere")
@@ -83,9 +89,18 @@ def recoverers_of(catalogue: Catalogue, scratch_dir: Path | None) -> list[Recove
 
 
 def _recoverer(catalogue: Catalogue, store: StoreName, source: str, scratch_dir: Path | None) -> Recoverer | None:
+    if store is StoreName.POSTGRESQL:
+        tools = PgTools(find_postgres_bin())
+        return PostgresRecoverer(catalogue, source, tools, LocalScratchPostgres(scratch_dir), _check_nothing)
     if store is StoreName.MONGODB:
         return MongoRecoverer(catalogue, source, partial(scratch_mongo, scratch_dir))
+    if store is StoreName.REDIS:
+        return RedisRecoverer(catalogue, source, partial(scratch_redis, parent=scratch_dir), scratch_dir)
     return None
+
+
+def _check_nothing(url: SecretStr, databases: Sequence[str]) -> Sequence[str]:
+    return ()
 
 
 def cadence_of(policies: str) -> dict[StoreName, timedelta]:

@@ -14,16 +14,20 @@ from pydantic import SecretStr
 
 import infra.sql
 from infra.local import Stack
+from infra.local.binaries import find_postgres_bin
 from tests.wait import wait_until
 from tiering import cli_kit
 from tiering.model import Form
-from tiering.ops import backup_mongo, expect, install, oplog, seed
+from tiering.model_backup import BackupKind
+from tiering.ops import backup_mongo, backup_postgres, backup_redis, expect, install, oplog, seed
 from tiering.ops.catalogue import Catalogue
 from tiering.ops.drill_run import Kit
 from tiering.ops.heartbeat import Heart, ledgers_of
+from tiering.ops.wal import Receiver
 from tiering.plan.policies import parse_policies
 from tiering.settings import RecoverySettings, Settings
 from tiering.stores.opening import Stores, open_stores
+from tiering.stores.pg_tools import PgTools
 from tiering.stores.postgres import execute
 
 POLICIES = Path(__file__).parents[2] / "deployments" / "policies.yaml"
@@ -56,6 +60,9 @@ class DrillWorld:
         """Take a full backup of every store."""
         assert self.settings.hot_mongo_url is not None
         backup_mongo.backup(self.catalogue, self.settings.hot_mongo_url, "main", _now())
+        tools = PgTools(find_postgres_bin())
+        backup_postgres.backup(self.catalogue, self.settings.hot_pg_url, "main", BackupKind.FULL, _now(), tools)
+        backup_redis.backup(self.catalogue, SecretStr(self.stack.redis.url), "main", _now())
 
     def beat_on(self, count: int = 3) -> None:
         """Wait until every store has so many heartbeats more."""
@@ -116,7 +123,9 @@ def _archiving(world: DrillWorld) -> Iterator[None]:
             on_trouble=lambda exc: world.problems.append(str(exc)),
         )
 
+    receiver = Receiver(world.catalogue, world.settings.hot_pg_url, "main", tell=world.problems.append)
     threads = [threading.Thread(target=archive_mongo, daemon=True)]
+    threads.append(threading.Thread(target=receiver.run, args=(stop,), daemon=True))
     for thread in threads:
         thread.start()
     try:
