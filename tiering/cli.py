@@ -18,7 +18,9 @@ import typer
 from tiering import cli_output as out
 from tiering import errors
 from tiering.cli_compact import compact
+from tiering.cli_drill import drill, evidence_app, recover
 from tiering.cli_erase import erase
+from tiering.cli_heartbeat import heartbeat
 from tiering.cli_moves import hold_app, policies_app, release, run, sweep
 from tiering.cli_objects import app as objects_app
 from tiering.cli_placement import placement
@@ -256,6 +258,10 @@ app.command()(placement)
 app.command()(rehydrate)
 app.command()(compact)
 app.command()(erase)
+app.command()(drill)
+app.command()(recover)
+app.command()(heartbeat)
+app.add_typer(evidence_app, name="evidence")
 app.add_typer(hold_app, name="hold")
 app.add_typer(objects_app, name="objects")
 app.add_typer(policies_app, name="policies")
