@@ -1,7 +1,7 @@
 """The exception tree: three families, because there are three reactions.
 
     TieringError(operation, subject, cause, hint)
-    ├─ TransientError      retry may help        StoreUnavailable · Throttled · LeaseHeld · CommitConflict
+    ├─ TransientError      retry may help        StoreUnavailable (TimedOut) · Throttled · LeaseHeld · CommitConflict
     ├─ PermanentError      retrying is futile    PolicyError · SettingsError · AccessDenied · NotFound ·
     │                                            AlreadyExists · SchemaMismatch · StoreFull · HeldError ·
     │                                            ObjectLocked · InDeepArchive · KeyMissing
@@ -44,6 +44,10 @@ class TransientError(TieringError):
 
 class StoreUnavailable(TransientError):
     """A server did not answer, or the connection broke."""
+
+
+class TimedOut(StoreUnavailable):
+    """A store did not answer within the time that the caller gave it; the server may yet do what was asked."""
 
 
 class Throttled(TransientError):

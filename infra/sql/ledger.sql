@@ -270,3 +270,49 @@ CREATE TABLE IF NOT EXISTS tiering.erasure_place (
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (erasure_id, place)
 );
+
+-- A mirror of the catalogue of backups, to be asked in SQL. The bucket is the truth (ops/catalogue.py): this can be
+-- dropped, and is written anew by every backup, check and retention.
+CREATE TABLE IF NOT EXISTS tiering.backup (
+    backup_id    text        PRIMARY KEY,
+    store        text        NOT NULL,
+    source       text        NOT NULL,
+    kind         text        NOT NULL,
+    parent_id    text,
+    incarnation  text        NOT NULL,
+    began_at     timestamptz NOT NULL,
+    ended_at     timestamptz NOT NULL,
+    begins       text        NOT NULL,               -- log positions, in the store's notation
+    ends         text        NOT NULL,
+    state        text        NOT NULL CHECK (state IN ('UPLOADED', 'VERIFIED', 'PROVEN', 'FAILED')),
+    proven_at    timestamptz,
+    problem      text        NOT NULL DEFAULT '',
+    objects      integer     NOT NULL,
+    size_bytes   bigint      NOT NULL,
+    stored_bytes bigint      NOT NULL,
+    facts        jsonb       NOT NULL DEFAULT '{}',
+    mirrored_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS backup_store ON tiering.backup (store, source, began_at);
+
+-- What the caches of all access clients are worth. A writer that cannot reach the cache begins a new epoch instead:
+-- within a second every client knows, and takes nothing from its cache that was stored before (tiering/stores/trust.py).
+CREATE TABLE IF NOT EXISTS tiering.access_epoch (
+    only_row       boolean     PRIMARY KEY DEFAULT true CHECK (only_row),
+    epoch          bigint      NOT NULL,
+    distrust_until timestamptz NOT NULL
+);
+INSERT INTO tiering.access_epoch VALUES (true, 1, '-infinity') ON CONFLICT DO NOTHING;
+
+-- Access clients remember where units are; they are told when one moves, as its commit becomes visible.
+CREATE OR REPLACE FUNCTION tiering.tell_of_units() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('tiering_units', '');
+    RETURN NULL;
+END $$;
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'units_are_told' AND tgrelid = 'tiering.unit'::regclass) THEN
+        CREATE TRIGGER units_are_told AFTER INSERT OR UPDATE OR DELETE ON tiering.unit
+            FOR EACH STATEMENT EXECUTE FUNCTION tiering.tell_of_units();
+    END IF;
+END $$;

@@ -51,7 +51,8 @@ return 1
 """Put up a fence; beside another writer's, both know that they are not alone."""
 
 SETTLE_SCRIPT = _script("""
--- KEYS: one key. ARGV: token, value or '', milliseconds. Answers 1: stored; 2: fence was there, nothing stored; 0: gone.
+-- KEYS: one key. ARGV: token, value or '', milliseconds.
+-- Answers 1: stored; 2: the fence stood, nothing stored; 0: it was gone.
 local held = redis.call('GET', KEYS[1])
 if not held then return 0 end
 if held == 'F-' .. ARGV[1] then

@@ -177,7 +177,8 @@ class Lane(asyncio.Protocol):
 
     async def _greet(self) -> None:
         """Log in, and learn which process this is: a server that was restarted or promoted is another one."""
-        address, commands = self.address, []
+        address = self.address
+        commands: list[tuple[Any, ...]] = []
         if address.password is not None:
             secret = address.password.get_secret_value()
             commands.append(("AUTH", address.username, secret) if address.username else ("AUTH", secret))

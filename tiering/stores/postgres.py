@@ -77,6 +77,14 @@ def mapped(operation: str, subject: str) -> Iterator[None]:
         raise errors.SettingsError(operation, subject, type(exc).__name__, "Check the TIERING_*_PG_URL.") from exc
 
 
+def family_of(code: str) -> tuple[type[errors.TieringError], str]:
+    """Choose our exception, and its hint, for an SQLSTATE: for every driver that has one."""
+    for prefix, family, hint in _BY_CODE:
+        if code.startswith(prefix):
+            return family, hint
+    return errors.PermanentError, "Read the server's message; nothing was changed."
+
+
 def translate(exc: psycopg2.Error, operation: str, subject: str) -> errors.TieringError:
     """Choose our exception for one of psycopg2's, by SQLSTATE; without one it is the connection's fault.
 
