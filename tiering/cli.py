@@ -26,6 +26,8 @@ from tiering.cli_objects import app as objects_app
 from tiering.cli_placement import placement
 from tiering.cli_plan import explain, plan
 from tiering.cli_rehydrate import rehydrate
+from tiering.cli_stream import app as stream_app
+from tiering.cli_stream import wal_fetch, wal_push
 
 # The stores cost a second or two to import, which `--help` and a mistyped option need not wait for:
 # hence the imports inside the functions, here and in cli_moves.
@@ -265,6 +267,9 @@ app.add_typer(evidence_app, name="evidence")
 app.add_typer(hold_app, name="hold")
 app.add_typer(objects_app, name="objects")
 app.add_typer(policies_app, name="policies")
+app.add_typer(stream_app, name="stream")
+app.command("wal-push")(wal_push)
+app.command("wal-fetch")(wal_fetch)
 if importlib.util.find_spec("infra"):
     # Installed without the repository, the library has no embedded stack.
     from tiering.cli_stack import app as stack_app

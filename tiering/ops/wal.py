@@ -69,6 +69,15 @@ class Progress:
         """Count what the server has and the bucket does not."""
         return max(0, self.server - self.stored)
 
+    @property
+    def stored_lsn(self) -> str:
+        """Return up to where the log is stored, in PostgreSQL's words."""
+        return lsn_text(self.stored)
+
+    def __str__(self) -> str:
+        line = f"stored {self.stored_lsn} on timeline {self.timeline}, {self.behind_bytes} bytes behind"
+        return f"{line}; {self.problem}" if self.problem else line
+
 
 class Receiver:
     """Stream a server's log into the vault.

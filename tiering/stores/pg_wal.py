@@ -29,6 +29,7 @@ SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
 HISTORY_NAME = re.compile(r"([0-9A-F]{8})\.history")
 _LONG_HEADER = struct.Struct("<HHIQI4xQII")  # magic, info, timeline, address, rest, system id, segment, block
 _LONG = 0x0002
+_PLACE = (("host", ""), ("hostaddr", ""), ("port", "5432"))
 _OPTIONS = "-c statement_timeout=0 -c TimeZone=UTC"
 
 
@@ -271,6 +272,12 @@ class WalServer:
             finally:
                 connection.close()
         return {str(name): str(version) for name, version in rows}
+
+
+def sources_of(hot: SecretStr, warm: SecretStr) -> dict[str, SecretStr]:
+    """Name the servers behind the two URLs: one, "main", if they lead to the same host and port."""
+    places = [tuple(_dsn(url).get(key, default) for key, default in _PLACE) for url in (hot, warm)]
+    return {"main": hot} if places[0] == places[1] else {"hot": hot, "warm": warm}
 
 
 def segment_name(timeline: int, begins: int, segment_bytes: int) -> str:
