@@ -98,7 +98,7 @@ def test_points_are_the_latest_a_random_and_the_oldest_that_all_logs_reach() -> 
     points = drills.choose_points(windows, 7)
     assert [point.pick for point in points] == [Pick.LATEST, Pick.RANDOM, Pick.OLDEST]
     assert points[0].at == NOON - timedelta(seconds=4)
-    assert points[2].at == NOON - timedelta(days=2)
+    assert points[2].at == NOON - timedelta(hours=9)
     assert points[2].at <= points[1].at <= points[0].at
     assert points == drills.choose_points(windows, 7)
     assert points[1] != drills.choose_points(windows, 8)[1]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from tiering import errors
@@ -130,6 +131,7 @@ def _search(run: Run, pairs: Sequence[tuple[Recoverer, Window]], latest: datetim
         return latest
     with run.phase("search", "last good point"):
         recoverer, window = logged[0]
+        window = replace(window, begins=plan.earliest([window for _, window in pairs]))
         site = expect.newest(run.kit.vault).site
         found = find_last_good(recoverer, window, latest, site, run.seed, check)
         run.notes.append(found.text)

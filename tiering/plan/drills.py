@@ -180,14 +180,14 @@ def _weight(objective: Objective, store: StoreName) -> int:
 
 
 def choose_points(windows: Sequence[Window], seed: int) -> tuple[RecoveryPoint, ...]:
-    """Choose latest, random and oldest moment that every store with a log can be brought back to.
+    """Choose latest, random and oldest moment that every store can be brought back to.
 
-    Stores without a log (snapshots) follow with their last snapshot before the moment, and set no bound.
+    Stores without a log follow with their last snapshot before the moment: they only say how early it may be.
     """
     logged = [window for window in windows if not window.moments] or list(windows)
     if not logged:
         return ()
-    begins, ends = max(w.begins for w in logged), min(w.ends for w in logged)
+    begins, ends = earliest(windows), min(window.ends for window in logged)
     if begins > ends:
         return ()
     span = int((ends - begins) / timedelta(milliseconds=1))
@@ -197,6 +197,11 @@ def choose_points(windows: Sequence[Window], seed: int) -> tuple[RecoveryPoint, 
     for pick, at in picks:
         found.setdefault(at, RecoveryPoint(pick, at))
     return tuple(found.values())
+
+
+def earliest(windows: Sequence[Window]) -> datetime:
+    """Return the first moment that every store can be brought back to."""
+    return max(min((*window.moments, window.ends)) if window.moments else window.begins for window in windows)
 
 
 def snapshot_before(moments: Sequence[datetime], at: datetime) -> datetime | None:
