@@ -14,7 +14,7 @@ from tests.ops.world import days_ago
 from tiering.model import State, Transition
 from tiering.ops import lifecycle
 from tiering.ops.checkpoints import _broken_number
-from tiering.ops.document_checks import _broken
+from tiering.ops.document_judge import _broken
 from tiering.plan.checks import Must, Rule
 from tiering.settings import Settings
 

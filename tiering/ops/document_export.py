@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 
 from tiering.model import State
 from tiering.ops import documents, export
+from tiering.ops.document_judge import Judge, Refused
 from tiering.ops.work import Work
 from tiering.stores.bson_batches import RawBatch
 from tiering.stores.bson_typed import document_columns, typed
-from tiering.stores.records import MoveRecord, fingerprint_to_json
+from tiering.stores.records import MoveRecord
 
 
 def seal(work: Work) -> MoveRecord:
@@ -24,25 +26,40 @@ def seal(work: Work) -> MoveRecord:
     )
 
 
+def copy_judged(work: Work, judge: Judge) -> None:
+    """Write the unit's documents as they are now into a Parquet object; it is not stored if they fail."""
+    with suppress(Refused):
+        write_file(work, documents.warm_of(work).read(work.unit), judge)
+
+
 def copy(work: Work) -> MoveRecord:
-    """Write the unit's documents as they are now into a Parquet object."""
-    return write_file(work, documents.warm_of(work).read(work.unit))
+    """Write the unit's documents as they are now into a Parquet object, unless the checkpoint has done so."""
+    return documents.copied_at_check(work) or write_file(work, documents.warm_of(work).read(work.unit))
 
 
-def write_file(work: Work, batches: Iterable[RawBatch]) -> MoveRecord:
-    """Write documents as a lake file; values that are not of their field's declared type are counted."""
+def write_file(work: Work, batches: Iterable[RawBatch], judge: Judge | None = None) -> MoveRecord:
+    """Write documents as a lake file; values that are not of their field's declared type are counted.
+
+    Raises:
+        Refused: the judge, who sees all of them, finds them not good enough; nothing was stored.
+    """
     tally, untyped = documents.Tally(), Counter[str]()
+    state = State.SEALED if judge else State.COPIED
 
     def rows() -> Iterator[pa.RecordBatch]:
         for batch in tally.passing(batches):
             found, strange = typed(batch, work.dataset)
             untyped.update(strange)
+            if judge:
+                judge.note(found, strange)
             yield found
+        if judge:
+            judge.demand_good()
 
     def details() -> dict[str, Any]:
-        return {"print": fingerprint_to_json(tally.fingerprint), "untyped": dict(untyped)}
+        return tally.details(state) | {"untyped": dict(untyped)}
 
-    return export.write_batches(work, rows(), document_columns(work.dataset), details)
+    return export.write_batches(work, rows(), document_columns(work.dataset), details, state)
 
 
 def verify(work: Work) -> MoveRecord:

@@ -5,37 +5,60 @@ The copies are invisible until the ledger says that the unit is warm: warm docum
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 from tiering import errors
 from tiering.model import State, Tier
 from tiering.ops import documents
+from tiering.ops.document_judge import Judge, Refused
 from tiering.ops.work import Work
-from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json
+from tiering.stores.bson_batches import RawBatch
+from tiering.stores.records import MoveRecord, UnitRecord
+
+Passing = Callable[[Iterable[RawBatch]], Iterator[RawBatch]]
 
 
 def seal(work: Work) -> MoveRecord:
     """Record the source. Writers cannot be fenced off: what changes from here on stays and supersedes the copy."""
-    place = documents.hot_of(work)
-    return work.advance_alone(State.SEALED, source=place.collection, row_count=place.count(work.unit))
+    return work.advance_alone(State.SEALED, source=documents.hot_of(work).collection)
+
+
+def copy_judged(work: Work, judge: Judge) -> None:
+    """Copy the unit's documents as they are now and judge them; those of a unit that fails are taken back."""
+    try:
+        _copy(work, judge.passing, judge.demand_good, State.SEALED)
+    except Refused:
+        _take_back(work)
 
 
 def copy(work: Work) -> MoveRecord:
-    """Copy the unit's documents as they are now."""
+    """Copy the unit's documents as they are now, unless the checkpoint has done so."""
+    return documents.copied_at_check(work) or _copy(work, iter, lambda: None, State.COPIED)
+
+
+def _copy(work: Work, passing: Passing, end: Callable[[], None], state: State) -> MoveRecord:
     source, target, unit = documents.hot_of(work), documents.warm_of(work), work.unit
     if work.record.target:
         # An earlier attempt of this move wrote here. What it copied may have changed or gone since.
-        with documents.fenced(work):
-            target.documents.remove_range(target.collection, target.time_field, unit.begin, unit.end)
+        _take_back(work)
     work = work.at(work.advance_alone(State.SEALED, target=target.collection))
     tally = documents.Tally()
-    for batch in documents.each_once(source.read(unit)):
+    for batch in passing(documents.each_once(source.read(unit))):
         tally.note(documents.put(work, target, batch))
+    end()
     return work.advance_alone(
-        State.COPIED,
+        state,
         row_count=tally.fingerprint.row_count,
         bytes_before=tally.size_bytes,
         bytes_after=tally.size_bytes,
-        details={"print": fingerprint_to_json(tally.fingerprint)},
+        details=tally.details(state),
     )
+
+
+def _take_back(work: Work) -> None:
+    target, unit = documents.warm_of(work), work.unit
+    with documents.fenced(work):
+        target.documents.remove_range(target.collection, target.time_field, unit.begin, unit.end)
 
 
 def verify(work: Work) -> MoveRecord:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +25,14 @@ from tiering.ops import export
 from tiering.ops.work import Work, prove_copy
 from tiering.plan.spans import unit_of
 from tiering.stores import parquet
-from tiering.stores.bson_batches import RawBatch, digests, ids, print_of
+from tiering.stores.bson_batches import RawBatch, digests, ids, print_of, sum_of_ids
 from tiering.stores.bson_typed import RAW_COLUMN, document_columns, typed
 from tiering.stores.documents import Documents
 from tiering.stores.opening import Stores
-from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_from_json
+from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
+
+AT_CHECK = "copied_at_check"
+"""Among a move's details: the copy is there already. Taken off by the step that finds it, so that it counts once."""
 
 RECOPIES_MAX = 3
 """How often a copy is made anew because documents were deleted under it, before a person has to look."""
@@ -149,6 +153,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._prints: list[Fingerprint] = []
+        self._ids = 0
         self.size_bytes = 0
 
     def passing(self, batches: Iterable[RawBatch]) -> Iterator[RawBatch]:
@@ -160,12 +165,30 @@ class Tally:
     def note(self, batch: RawBatch) -> None:
         """Take note of documents that were not noted before."""
         self._prints.append(print_of([batch]))
+        self._ids += sum_of_ids(ids(batch))
         self.size_bytes += batch.size_bytes
 
     @property
     def fingerprint(self) -> Fingerprint:
         """The fingerprint of everything that has passed."""
         return sum_of(self._prints)
+
+    def details(self, state: State) -> dict[str, Any]:
+        """Say what the ledger keeps of a copy that was made when its move reached the state."""
+        found = self.fingerprint
+        made = {AT_CHECK: True if state is State.SEALED else None}
+        return {"print": fingerprint_to_json(found), "ids": _ids_print(found.row_count, self._ids)} | made
+
+
+def copied_at_check(work: Work) -> MoveRecord | None:
+    """Advance a move whose checkpoint has made the copy; None where none was made, or another attempt is due."""
+    if not work.record.details.get(AT_CHECK):
+        return None
+    return work.advance_alone(State.COPIED, details={AT_CHECK: None})
+
+
+def _ids_print(count: int, total: int) -> str:
+    return f"{count}-{total % (1 << 128):032x}"
 
 
 def each_once(batches: Iterable[RawBatch]) -> Iterator[RawBatch]:
@@ -318,7 +341,7 @@ def renewed(
     """
     for attempt in range(RECOPIES_MAX + 1):
         try:
-            demand_nothing_vanished(source, work.unit, copied(work))
+            demand_nothing_vanished(work, source, copied)
             break
         except CopyOutdated:
             if attempt == RECOPIES_MAX:
@@ -341,13 +364,19 @@ def trash_superseded(work: Work, connection: Connection) -> None:
         work.trash(connection, "documents", trash_location(trash, "warm"))
 
 
-def demand_nothing_vanished(place: Place, unit: Unit, copied: set[bytes]) -> None:
-    """Raise CopyOutdated if documents that were copied are gone from the source, or have left the unit."""
-    vanished = len(copied - place.ids(unit))
+def demand_nothing_vanished(work: Work, place: Place, copied: Callable[[Work], set[bytes]]) -> None:
+    """Raise CopyOutdated if documents that were copied are gone from the source, or have left the unit.
+
+    Mostly the source has exactly the `_id`s that were copied, which their sum of hashes says; else they are compared.
+    """
+    present = place.ids(work.unit)
+    if work.record.details.get("ids") == _ids_print(len(present), sum_of_ids(present)):
+        return
+    vanished = len(copied(work) - present)
     if vanished:
         raise CopyOutdated(
             "commit",
-            str(unit),
+            str(work.unit),
             f"{vanished} documents were deleted, or given another time, while they were copied",
             "The copy is made anew.",
         )
@@ -368,15 +397,22 @@ def settle(work: Work) -> None:
     if not work.record.details.get("unsettled"):
         return
     for place in _emptied(work):
-        present = place.ids(work.unit)
-        if not present:
-            continue
-        for batch in _copy_batches(work):
-            wanted = [index for index, identity in enumerate(ids(batch)) if identity in present]
-            if wanted:
-                with fenced(work):
-                    place.documents.remove_unchanged(place.collection, batch.take(wanted), place.time_field)
+        for batch in _to_remove(work, place):
+            with fenced(work):
+                place.documents.remove_unchanged(place.collection, batch, place.time_field)
     work.advance_alone(work.record.state, details={"unsettled": None})
+
+
+def _to_remove(work: Work, place: Place) -> Iterator[RawBatch]:
+    """Read those documents of the copy that may be in a source still."""
+    if work.record.transition in (Transition.HOT_TO_WARM, Transition.WARM_TO_COLD):
+        yield from _copy_batches(work)  # all of them, unless an earlier attempt got somewhere
+        return
+    present = place.ids(work.unit)
+    for batch in _copy_batches(work) if present else ():
+        wanted = [index for index, identity in enumerate(ids(batch)) if identity in present]
+        if wanted:
+            yield batch.take(wanted)
 
 
 def _emptied(work: Work) -> list[Place]:

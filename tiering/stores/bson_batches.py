@@ -184,6 +184,11 @@ def digests(batch: RawBatch) -> Array:
     return np.frombuffer(b"".join(found), np.uint8).reshape(len(batch), DIGEST_BYTES)
 
 
+def sum_of_ids(identities: Iterable[bytes]) -> int:
+    """Add 128-bit hashes of `_id`s: equal numbers of them with equal sums are the same, in whatever order."""
+    return sum(int.from_bytes(hashlib.blake2b(i, digest_size=DIGEST_BYTES).digest(), "little") for i in identities)
+
+
 def print_of(batches: Iterable[RawBatch]) -> Fingerprint:
     """Fingerprint documents in whatever order: the sum of their hashes, each seeded by its `_id`.
 

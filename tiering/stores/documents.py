@@ -40,6 +40,9 @@ _END = (datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC) - _EPOCH) // _MS 
 """Dates that count, in milliseconds: years 1 to 9999, as Python, PostgreSQL and the units have them."""
 
 _BATCH_BYTES = 4 << 20
+_ASSUMED_BYTES = 2048
+"""A document's size before any was read. No server sends more than 16 MiB at once, so that a wrong guess costs little;
+to look first costs the embedded server a pass over the whole collection."""
 _INSERT_DOCUMENTS, _INSERT_BYTES = 1000, 16 << 20
 _IDS_AT_ONCE = 50  # the embedded server compares every document with every one of them
 _WINDOW_MS = 86_400_000
@@ -54,6 +57,7 @@ class Documents:
         self.name = name
         self.url = url
         self._lock = threading.Lock()
+        self._mean_bytes: dict[str, int] = {}
         self._opened: MongoClient[dict[str, Any]] | None = None
 
     def __repr__(self) -> str:
@@ -206,7 +210,7 @@ class Documents:
         batch_bytes: int,
     ) -> Iterator[RawBatch]:
         first, last = max(to_ms(begin), _FIRST), min(to_ms(end), _END)
-        size = batch_bytes // max(64, self._document_bytes(collection))
+        size = batch_bytes // self._mean_bytes.get(collection, _ASSUMED_BYTES)
         with mapped("read", collection):
             cursor = self._collection(collection).find_raw_batches(
                 # Dates in an array are looked for by us: the embedded server takes thrice as long when it must.
@@ -219,6 +223,8 @@ class Documents:
                 for data in raw(cursor):
                     batch = _only_dated(RawBatch.from_bytes(data), time_field, first, last)
                     if len(batch):
+                        if fields is None:
+                            self._mean_bytes[collection] = max(64, batch.size_bytes // len(batch))
                         yield batch
 
     def find(self, collection: str, ids: Sequence[bytes]) -> RawBatch:
