@@ -91,16 +91,12 @@ def recoverers_of(catalogue: Catalogue, scratch_dir: Path | None) -> list[Recove
 def _recoverer(catalogue: Catalogue, store: StoreName, source: str, scratch_dir: Path | None) -> Recoverer | None:
     if store is StoreName.POSTGRESQL:
         tools = PgTools(find_postgres_bin())
-        return PostgresRecoverer(catalogue, source, tools, LocalScratchPostgres(scratch_dir), _check_nothing)
+        return PostgresRecoverer(catalogue, source, tools, LocalScratchPostgres(scratch_dir))
     if store is StoreName.MONGODB:
         return MongoRecoverer(catalogue, source, partial(scratch_mongo, scratch_dir))
     if store is StoreName.REDIS:
         return RedisRecoverer(catalogue, source, partial(scratch_redis, parent=scratch_dir), scratch_dir)
     return None
-
-
-def _check_nothing(url: SecretStr, databases: Sequence[str]) -> Sequence[str]:
-    return ()
 
 
 def cadence_of(policies: str) -> dict[StoreName, timedelta]:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-from pydantic import SecretStr
+from typing import Any, cast
 
 from tiering import errors
 from tiering.model_backup import BackupState, CatalogueEntry, StoreName
 from tiering.model_drill import Beat, Defect, Window
 from tiering.ops import restore_postgres
 from tiering.ops.catalogue import Catalogue
+from tiering.ops.prove_postgres import check_reached
 from tiering.ops.recover_mongo import with_database
 from tiering.ops.recoverers import Restored
 from tiering.plan.recovery import Target, TargetKind
 from tiering.stores.beats import PostgresBeats
+from tiering.stores.pg_inspect import inspect
 from tiering.stores.pg_tools import PgTools, lsn_text
 from tiering.stores.postgres import Postgres
 from tiering.stores.scratch import ScratchPostgres
 from tiering.stores.shapes import postgres_shape
 
 BEATS_MAX = 200_000
-
-CheckData = Callable[[SecretStr, Sequence[str]], Sequence[str]]
-"""Looks into the databases of a restored server as PostgreSQL's own tools do; returns what it found."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,12 @@ class PostgresRecoverer:
         source: which server.
         tools: PostgreSQL's programs.
         scratch: starts isolated servers on restored directories.
-        check_data: of a restored server.
     """
 
     catalogue: Catalogue
     source: str
     tools: PgTools
     scratch: ScratchPostgres
-    check_data: CheckData
     store: StoreName = StoreName.POSTGRESQL
 
     def newest(self) -> CatalogueEntry:
@@ -71,13 +67,16 @@ class PostgresRecoverer:
             done = self._restore(at, private / "data")
             base = done.moment.links[-1]
             with self.scratch.start(done.directory, str(base.facts["superuser"])) as server:
-                facts = {"stop": lsn_text(done.moment.stop), "timeline": done.moment.timeline}
+                check_reached(done, server)
+                facts = {"stop": lsn_text(done.moment.stop), "timeline": done.moment.timeline, "backup": base.facts}
                 yield Restored(self.store, self.source, at, server.url(""), None, base.backup_id, facts)
 
     def check(self, restored: Restored) -> Sequence[Defect]:
-        """See `Recoverer.check`."""
+        """See `Recoverer.check`: every relation is read and checked, and compared with what the backup knew."""
+        facts = dict(cast(Mapping[str, Any], restored.facts["backup"]))
+        findings = inspect(lambda database: with_database(restored.url, database), facts)
         subject = f"{self.store}/{self.source}"
-        return [Defect("failed_verification", subject, text) for text in self.check_data(restored.url, ())]
+        return [Defect("failed_verification", subject, problem) for problem in findings.problems]
 
     def beats(self, restored: Restored, site: Mapping[str, str]) -> list[Beat] | None:
         """See `Recoverer.beats`."""
