@@ -103,5 +103,7 @@ class S3:
         for name in BUCKETS:
             if name not in present:
                 client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=name == LAKE)
-        # Applications overwrite files; a change of class must not hide what they wrote at the same instant.
-        client.put_bucket_versioning(Bucket=BUCKETS[2], VersioningConfiguration={"Status": "Enabled"})
+        # Applications overwrite files; a change of class must not hide what they wrote at the same instant. Backups are
+        # never overwritten; who tries all the same, past the vault, takes nothing away.
+        for name in BUCKETS[1:]:
+            client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})

@@ -42,6 +42,7 @@ GIVEN_BY = {
     "mongo": ("TIERING_HOT_MONGO_URL", "TIERING_WARM_MONGO_URL"),
     "s3": ("TIERING_S3_URL",),
 }
+BACKUP_KEY = "TIERING_BACKUP_KEY"
 Report = Callable[[str, str], None]
 
 
@@ -160,6 +161,9 @@ class Stack:
         )
         ours = {name: value for name, value in ours.items() if not any(name in GIVEN_BY[g] for g in given)}
         kept = file.read_text().splitlines() if file.exists() else []
+        if any(line.partition("=")[0].strip() == BACKUP_KEY and line.partition("=")[2].strip() for line in kept):
+            # Somebody may have turned the key over: without the older ones behind it, older backups are lost.
+            ours.pop(BACKUP_KEY, None)
         kept = [line for line in kept if line.partition("=")[0].strip() not in ours]
         lines = [*kept, *(f"{name}={value}" for name, value in ours.items())]
         write_private(file, "\n".join(lines) + "\n")
@@ -178,6 +182,7 @@ class Stack:
             access_key, secret_key = self.s3.credentials
             values |= {"S3_URL": self.s3.url, "S3_ACCESS_KEY": access_key, "S3_SECRET_KEY": secret_key}
             values |= {"S3_REGION": REGION, "LAKE_BUCKET": BUCKETS[0], "BACKUP_BUCKET": BUCKETS[1]}
+        values["BACKUP_KEY"] = self.state.key("backup")
         return values
 
     def _open_directory(self) -> None:

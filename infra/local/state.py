@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -65,6 +66,15 @@ class State:
             record = self._read()
             if name not in record["secrets"]:
                 record["secrets"][name] = secrets.token_urlsafe(18)
+                self._write(record)
+            return str(record["secrets"][name])
+
+    def key(self, name: str) -> str:
+        """Return 32 bytes in base64, drawing them the first time."""
+        with self._guard:
+            record = self._read()
+            if name not in record["secrets"]:
+                record["secrets"][name] = base64.b64encode(secrets.token_bytes(32)).decode()
                 self._write(record)
             return str(record["secrets"][name])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import socket
@@ -158,6 +159,17 @@ def test_the_record_and_the_env_file_are_private(full: Stack, tmp_path: Path) ->
     assert "old" not in text
     for file in (tmp_path / ".env", full.directory / "stack.json"):
         assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_backup_key_is_drawn_once_and_a_turned_over_one_stays(full: Stack, tmp_path: Path) -> None:
+    full.write_env(tmp_path / ".env")
+    key = full.state.key("backup")
+    assert len(base64.b64decode(key)) == 32
+    assert f"TIERING_BACKUP_KEY={key}\n" in (tmp_path / ".env").read_text()
+    (tmp_path / ".env").write_text(f"TIERING_BACKUP_KEY=newer,{key}\n")
+    full.write_env(tmp_path / ".env")
+    assert f"TIERING_BACKUP_KEY=newer,{key}\n" in (tmp_path / ".env").read_text()
+    assert full.s3.client().get_bucket_versioning(Bucket="tiering-backup")["Status"] == "Enabled"
 
 
 def test_a_pid_used_again_is_not_taken_for_our_server() -> None:
