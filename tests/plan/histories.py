@@ -103,12 +103,12 @@ def _turn(found: History, choice: random.Random, name: str, branch: int, positio
     return f"{int(name) + 1:04d}", 1 if found.strategy.store is PG else 0, choice.choice([10_000, 20_000])
 
 
-def _position(store: StoreName, number: int) -> str:
+def position_text(store: StoreName, number: int) -> str:
     return f"{number >> 8:X}/{number & 255:X}" if store is PG else f"{number},1"
 
 
 def _log(store: StoreName, name: str, branch: int, begins: int, ends: int, hour: int) -> LogRange:
-    span = (_position(store, begins), _position(store, ends))
+    span = (position_text(store, begins), position_text(store, ends))
     stored = StoredObject(f"log/{store}/main/{name}/{branch}/{begins}", 0, 1, "")
     return LogRange(store, "main", name, branch, *span, stored, at_hour(hour + 0.5))
 
@@ -124,7 +124,7 @@ def _back_up(
         parent = choice.choice(parents[-3:]).backup_id
     backup_id = f"{at_hour(at.hour):%Y%m%dT%H%M%SZ}-{kind}-{len(found.entries):06x}"
     facts = {"timeline": at.branch} if store is PG else {}
-    span = (_position(store, before), _position(store, at.position))
+    span = (position_text(store, before), position_text(store, at.position))
     backup = Backup(
         backup_id, store, "main", kind, parent, at.incarnation, at_hour(at.hour), at_hour(at.hour + 0.5), *span, (),
         facts,

@@ -24,6 +24,7 @@ from tests.plan.histories import (
     chain,
     make_history,
     number,
+    position_text,
     restorable,
     startable,
 )  # fmt: skip
@@ -34,8 +35,12 @@ SAMPLE = 1000
 SEED = 20261123
 
 
-def plan_of(history: History) -> RetentionPlan:
-    return plan_retention(history.strategy, "main", history.entries, history.logs, history.now)
+def plan_of(
+    history: History, entries: Sequence[CatalogueEntry] | None = None, logs: Sequence[LogRange] | None = None
+) -> RetentionPlan:
+    entries, logs = history.entries if entries is None else entries, history.logs if logs is None else logs
+    forks = {key: position_text(history.strategy.store, fork) for key, fork in history.forks.items()}
+    return plan_retention(history.strategy, "main", entries, logs, history.now, forks)
 
 
 def kept_of(plan: RetentionPlan) -> tuple[list[CatalogueEntry], list[LogRange]]:
@@ -66,7 +71,7 @@ def check(history: History) -> Counter[str]:
     check_kept_backups(history, plan, entries, logs)
     check_no_excess(history, plan, entries, logs)
     check_every_crash(history, plan)
-    again = plan_retention(history.strategy, "main", entries, logs, history.now)
+    again = plan_of(history, entries, logs)
     assert not again.removed
     assert not again.removed_logs
     return seen
@@ -105,7 +110,7 @@ def check_no_excess(
     history: History, plan: RetentionPlan, entries: Sequence[CatalogueEntry], logs: Sequence[LogRange]
 ) -> None:
     """Where there are no branches, whatever is kept beyond age and chain is missed by some moment or count."""
-    if any(one.branch > 1 for one in history.moments):
+    if any(one.branch > 1 for one in history.moments) or is_window_torn(history):
         return
     for entry in entries:
         backup = entry.backup
@@ -125,6 +130,24 @@ def check_no_excess(
             )
             covers = any(overlaps(e, log) for e in entries)
             assert needed or covers, f"log kept for nothing: {log.begins}"
+
+
+def is_window_torn(history: History) -> bool:
+    """Whether log is missing just where the window opens: nobody knows on which side, and nothing goes for it."""
+    opens = history.now - (history.strategy.log_window or timedelta())
+    signs = [(log.stored_at, log.incarnation) for log in history.logs]
+    signs += [(entry.backup.ended_at, entry.backup.incarnation) for entry in history.entries]
+    last = max((sign for sign in signs if sign[0] < opens), default=None)
+    there = [one.incarnation for one in history.moments if at_hour(one.hour + 1.5) > opens]
+    if last and last[1] not in there:
+        return True
+    for incarnation in {log.incarnation for log in history.logs if log.stored_at >= opens}:
+        mine = [log for log in history.logs if log.incarnation == incarnation]
+        before = max((number(log.ends) for log in mine if log.stored_at < opens), default=None)
+        first = min(number(log.begins) for log in mine if log.stored_at >= opens)
+        if before is not None and first > before:
+            return True
+    return False
 
 
 def overlaps(entry: CatalogueEntry, log: LogRange) -> bool:
@@ -167,14 +190,12 @@ def check_every_crash(history: History, plan: RetentionPlan) -> None:
         for entry in left:
             if entry.backup.parent_id and entry.backup.backup_id not in orphans:
                 assert entry.backup.parent_id in left_ids, "a child outlived its parent"
-        resumed = plan_retention(history.strategy, "main", left, history.logs, history.now)
+        resumed = plan_of(history, left)
         assert [one.entry.backup.backup_id for one in resumed.removed] == gone[stop:]
         assert [one.log for one in resumed.removed_logs] == [one.log for one in plan.removed_logs]
     half = [one.log for one in plan.removed_logs][: len(plan.removed_logs) // 2]
     kept_entries, _ = kept_of(plan)
-    resumed = plan_retention(
-        history.strategy, "main", kept_entries, [log for log in history.logs if log not in half], history.now
-    )
+    resumed = plan_of(history, kept_entries, [log for log in history.logs if log not in half])
     assert not resumed.removed
     assert [one.log for one in resumed.removed_logs] == [one.log for one in plan.removed_logs][len(half) :]
 

@@ -29,6 +29,7 @@ from tiering.stores.vault import Vault
 LEASES = "lease/"
 EXPIRES_AFTER = timedelta(minutes=2)
 _BEATS_PER_LIFE = 4
+_BEAT_MIN = timedelta(milliseconds=100)
 _HINT = "Wait for it to end; after its death it is free within minutes."
 
 
@@ -65,6 +66,10 @@ class Lease:
         newest = _newest(self.vault, self.what)
         if newest[0] != self.epoch or (self._is_open and self._place + "closed" in names):
             raise _held(self.what, "somebody took the lease over, no sign of life having been seen")
+
+    def taken_at(self) -> datetime:
+        """Ask the bucket when it was taken, by the bucket's clock."""
+        return next(self.vault.names(self._place + "held")).modified_at
 
     def spend(self) -> None:
         """Close the epoch by the holder's own hand, for the one thing that must not be done twice; take the next one.
@@ -128,7 +133,8 @@ def take(vault: Vault, what: str, owner: str, now: datetime, expires_after: time
     lease = Lease(vault, what, owner, now, epoch)
     _enter(vault, what, lease._said(), epoch, lease.token)
     stop = threading.Event()
-    thread = threading.Thread(target=lease.keep, args=(stop, expires_after / _BEATS_PER_LIFE), daemon=True)
+    every = max(expires_after / _BEATS_PER_LIFE, _BEAT_MIN)
+    thread = threading.Thread(target=lease.keep, args=(stop, every), daemon=True)
     thread.start()
     try:
         yield lease

@@ -36,6 +36,8 @@ from tiering.model_backup import (
     encode_position,
 )
 from tiering.ops.backup_lease import EXPIRES_AFTER, Lease, take
+from tiering.stores import backup_rows
+from tiering.stores.postgres import Postgres
 from tiering.stores.vault import Vault
 
 RECORDS = "catalogue/"
@@ -279,6 +281,13 @@ class Catalogue:
 def new_backup_id(kind: BackupKind, now: datetime) -> str:
     """Name a backup: `20261123T020000Z-full-0a1b2c`."""
     return f"{now.astimezone(UTC):{_ID_TIME}}-{kind}-{secrets.token_hex(3)}"
+
+
+def mirror(catalogue: Catalogue, database: Postgres) -> int:
+    """Write the catalogue into PostgreSQL, to be asked in SQL; return the number of backups."""
+    entries = catalogue.entries()
+    backup_rows.mirror(database, entries)
+    return len(entries)
 
 
 def began_at(backup_id: str) -> datetime:

@@ -88,7 +88,12 @@ class RetentionPlan:
 
 
 def plan_retention(
-    strategy: StoreStrategy, source: str, entries: Sequence[CatalogueEntry], logs: Sequence[LogRange], now: datetime
+    strategy: StoreStrategy,
+    source: str,
+    entries: Sequence[CatalogueEntry],
+    logs: Sequence[LogRange],
+    now: datetime,
+    forks: Mapping[tuple[str, int], str] | None = None,
 ) -> RetentionPlan:
     """Decide about all backups and all log of one source.
 
@@ -98,9 +103,10 @@ def plan_retention(
         entries: its backups, all of them.
         logs: its log, all of it.
         now: the instant of judging.
+        forks: where each branch of a history began, as far as known.
     """
     mine = sorted(entries, key=lambda entry: entry.backup.backup_id)
-    bases = _Bases(strategy, mine, logs, now)
+    bases = _Bases(strategy, mine, logs, now, forks or {})
     reasons = _reasons(strategy, mine, bases, now)
     if refused := _refusal(mine, logs, reasons, now):
         kept = tuple(Verdict(entry, True, tuple(reasons[entry.backup.backup_id]) or (refused,)) for entry in mine)
@@ -185,8 +191,14 @@ class _Bases:
     """What the moments of the log's window are replayed from, history by history and branch by branch."""
 
     def __init__(
-        self, strategy: StoreStrategy, entries: Sequence[CatalogueEntry], logs: Iterable[LogRange], now: datetime
+        self,
+        strategy: StoreStrategy,
+        entries: Sequence[CatalogueEntry],
+        logs: Sequence[LogRange],
+        now: datetime,
+        forks: Mapping[tuple[str, int], str],
     ) -> None:
+        self._forks = {key: encode_position(position) for key, position in forks.items()}
         self.has_window = strategy.log_window is not None
         self.opens = now - (strategy.log_window or timedelta())
         self.logs: dict[str, list[_Log]] = defaultdict(list)
@@ -194,6 +206,12 @@ class _Bases:
             self.logs[log.incarnation].append(_Log(log, encode_position(log.begins), encode_position(log.ends)))
         for here in self.logs.values():
             here.sort(key=lambda one: one.begins)
+        self._signs = [(one.stored_at, one.incarnation, one.timeline) for one in logs]
+        self._signs += [
+            (entry.backup.ended_at, entry.backup.incarnation, _timeline(entry.backup))
+            for entry in entries
+            if entry.backup.incarnation
+        ]
         self._usable: dict[str, list[CatalogueEntry]] = defaultdict(list)
         for entry in usable(entries) if self.has_window else ():
             self._usable[entry.backup.incarnation].append(entry)
@@ -208,19 +226,29 @@ class _Bases:
     def _choose(self, history: str) -> list[tuple[Backup, str]]:
         """Choose the newest usable and the newest proven backup before the window for each branch that it shows."""
         mine, logs = self._usable[history], self.logs.get(history, [])
-        shown = {one.log.timeline for one in logs if one.log.stored_at >= self.opens}
-        shown |= {_timeline(entry.backup) for entry in mine if entry.backup.ended_at >= self.opens}
         old = [entry for entry in mine if entry.backup.ended_at < self.opens]
         proven = [entry for entry in old if entry.state is BackupState.PROVEN]
+        began = {branch: position for (name, branch), position in self._forks.items() if name == history}
+        for one in logs:
+            began[one.log.timeline] = min(one.begins, began.get(one.log.timeline, one.begins))
         found: dict[str, tuple[Backup, str]] = {}
-        for branch in sorted(shown):
+        for branch in self._shown(history):
             whole_from = self._whole_from(logs, branch)
             for entries, what in ((old, "newest backup"), (proven, "newest proven backup")):
                 leading = [one.backup for one in entries if _first_needed(one.backup) >= whole_from]
-                for backup in _newest_on_branch(leading, logs, branch):
+                for backup in _newest_on_branch(leading, began, branch):
                     why = f"the {what} that the window of the log is replayed from"
                     found.setdefault(backup.backup_id, (backup, why))
         return list(found.values())
+
+    def _shown(self, history: str) -> list[int]:
+        """List the branches of a history that were in force inside the window.
+
+        Those that left a sign in it; and that of the last sign before it: a server that stands still leaves no more.
+        """
+        shown = {branch for at, name, branch in self._signs if at >= self.opens and name == history}
+        last = max((sign for sign in self._signs if sign[0] < self.opens), default=None)
+        return sorted(shown | ({last[2]} if last and last[1] == history else set()))
 
     def _whole_from(self, logs: Iterable[_Log], branch: int) -> str:
         """Return the position from which no log of a branch is missing up to the window.
@@ -238,16 +266,13 @@ class _Bases:
         return whole_from
 
 
-def _newest_on_branch(leading: Sequence[Backup], logs: Iterable[_Log], branch: int) -> list[Backup]:
+def _newest_on_branch(leading: Sequence[Backup], began: Mapping[int, str], branch: int) -> list[Backup]:
     """Choose the newest of a branch; where it has none, the newest of each earlier one from before a later one began.
 
     Why several: without the histories of the branches it is not known which grew out of which.
     """
     if own := [backup for backup in leading if _timeline(backup) == branch]:
         return [max(own, key=_by_end)]
-    began: dict[int, str] = {}
-    for one in logs:
-        began.setdefault(one.log.timeline, one.begins)
     found = []
     for earlier in {_timeline(backup) for backup in leading if _timeline(backup) < branch}:
         forks = [began[later] for later in began if earlier < later <= branch]
