@@ -49,7 +49,11 @@ class DrillWorld:
 
     def kit(self) -> Kit:
         """Open the kit from bucket and key alone."""
-        return cli_kit.kit_of(self.recovery)
+        return self.kit_of(self.recovery)
+
+    def kit_of(self, settings: RecoverySettings) -> Kit:
+        """Open the kit of another bucket."""
+        return cli_kit.kit_of(settings)
 
     def describe(self) -> None:
         """Keep in the vault what the primary looks like."""
@@ -62,7 +66,11 @@ class DrillWorld:
         backup_mongo.backup(self.catalogue, self.settings.hot_mongo_url, "main", _now())
         tools = PgTools(find_postgres_bin())
         backup_postgres.backup(self.catalogue, self.settings.hot_pg_url, "main", BackupKind.FULL, _now(), tools)
-        backup_redis.backup(self.catalogue, SecretStr(self.stack.redis.url), "main", _now())
+        self.back_up_redis(self.catalogue)
+
+    def back_up_redis(self, catalogue: Catalogue) -> None:
+        """Take a set of snapshots."""
+        backup_redis.backup(catalogue, SecretStr(self.stack.redis.url), "main", _now())
 
     def beat_on(self, count: int = 3) -> None:
         """Wait until every store has so many heartbeats more."""
