@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,7 +34,7 @@ from tiering.ops.catalogue import Catalogue, new_backup_id
 from tiering.stores import mongo_dump, mongo_layout
 from tiering.stores.bson_batches import RawBatch, print_of
 from tiering.stores.mongo_entries import Position, merged, parse, wall_of_raw
-from tiering.stores.mongo_oplog import Following, RawEntry
+from tiering.stores.mongo_oplog import HOLD_SECONDS, Following, RawEntry
 from tiering.stores.mongo_server import Incarnation, MongoServer, Shape
 
 Progress = Callable[[int, str], None]
@@ -83,7 +84,7 @@ def backup(
     backup_id = new_backup_id(BackupKind.FULL, now)
     with MongoServer(url, source) as server, catalogue.lease(StoreName.MONGODB, source, backup_id, now):
         incarnation = settled_incarnation(server, now)
-        begins = server.oldest_transaction() or _just_before(server.now())
+        begins = server.oldest_transaction() or server.now()
         prefix = f"backups/{StoreName.MONGODB}/{source}/{backup_id}/"
         with Window(server, begins) as window:
             shapes, dumped = _dump(catalogue, server, prefix, progress)
@@ -175,12 +176,14 @@ class Window:
         self._entries: list[bytes] = []
         self._goal: Position | None = None
         self._problem: TieringError | None = None
-        self._is_given_up = threading.Event()
+        self._is_given_up, self._is_settled = threading.Event(), threading.Event()
         self._since = since
         self._thread = threading.Thread(target=self._collect, name="oplog window", daemon=True)
 
     def __enter__(self) -> Window:
+        """Begin, and wait a moment: what was being committed under an earlier position is to be in the dump."""
         self._thread.start()
+        self._is_settled.wait(_WAIT_SECONDS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -203,11 +206,13 @@ class Window:
         return [one for one in merged([b"".join(self._entries)]) if self._since <= one[0] <= ends]
 
     def _collect(self) -> None:
-        idle_since_goal = 0
+        idle_since_goal, begun = 0, time.monotonic()
         try:
             while not self._is_given_up.is_set():
                 goal = self._goal
                 self._entries += [entry for _, entry in self._following.take(0.1)]
+                if time.monotonic() - begun > HOLD_SECONDS:
+                    self._is_settled.set()
                 if goal is None:
                     continue
                 idle_since_goal += self._following.has_all
@@ -216,6 +221,8 @@ class Window:
                     return
         except TieringError as exc:
             self._problem = exc
+        finally:
+            self._is_settled.set()
 
 
 @dataclass
@@ -242,11 +249,6 @@ class _DocumentStream:
             self._now = memoryview(batch.data)
         taken, self._now = self._now[:size], self._now[size:]
         return bytes(taken)
-
-
-def _just_before(position: Position) -> Position:
-    """Go back a second: on the embedded server a transaction may come behind what has a later position."""
-    return Position(position.seconds - 1, 0)
 
 
 def _dump(

@@ -20,8 +20,8 @@ from itertools import takewhile
 from pydantic import SecretStr
 
 from tiering.errors import AlreadyExists, CommitConflict, CorruptCopy, StoreUnavailable, TransientError
-from tiering.model_backup import StoreName
-from tiering.ops.backup_mongo import settled_incarnation
+from tiering.model_backup import BackupState, StoreName
+from tiering.ops.backup_mongo import oplog_of, settled_incarnation
 from tiering.ops.catalogue import Catalogue
 from tiering.stores.mongo_entries import Position, joined, merged, parse, wall_of_raw
 from tiering.stores.mongo_oplog import Following, RawEntry
@@ -145,26 +145,47 @@ class _Archiver:
             ends = following.through
             if archived is not None:
                 waiting, ends = self._overlapping(following, archived, incarnation)
+            elif self.catalogue.logs(StoreName.MONGODB, self.source):
+                reason = "the server has another history than what is archived: it was restored, or is a new one"
+                self.on_gap(Gap(self.source, incarnation, "", str(ends), reason))
             stored_at, is_last = time.monotonic(), False
             while not is_last:
                 is_last = stop.is_set()
-                waiting += following.take(BATCH_SECONDS)
+                try:
+                    waiting += following.take(BATCH_SECONDS)
+                except TransientError:
+                    # The server may be gone for good: what it gave last is all the more precious.
+                    if waiting := waiting + following.rest():
+                        self._store(incarnation, ends, waiting)
+                    raise
                 is_quiet = all(_says_nothing(raw) for _, raw in waiting)
                 if waiting and (is_last or not is_quiet or time.monotonic() - stored_at > QUIET_SECONDS):
                     ends = self._store(incarnation, ends, waiting)
                     waiting, stored_at = [], time.monotonic()
 
     def _resume(self, incarnation: str) -> _Archive | None:
-        """Find how far the archive of this history is, and its last entries."""
+        """Find how far this history is archived, by ranges or else by the newest backup, and the last entries."""
         ranges = self.catalogue.logs(StoreName.MONGODB, self.source, incarnation)
         if not ranges:
-            return None
+            return self._resume_backup(incarnation)
         newest = max(ranges, key=lambda one: Position.parse(one.ends))
         entries = merged([self.catalogue.vault.read(newest.stored.name)])
         if not entries:
             raise CorruptCopy("read", newest.stored.name, "the last range of the archive is empty")
         at = entries[-1][0]
         return _Archive(at, Position.parse(newest.ends), [raw for position, raw in entries if position == at])
+
+    def _resume_backup(self, incarnation: str) -> _Archive | None:
+        entries = self.catalogue.entries(StoreName.MONGODB, self.source)
+        usable = [
+            e.backup for e in entries if e.backup.incarnation == incarnation and e.state is not BackupState.FAILED
+        ]
+        if not usable:
+            return None
+        ends = Position.parse(usable[-1].ends)
+        window = merged([b"".join(self.catalogue.vault.fetch(part) for part in oplog_of(usable[-1]))])
+        at = window[-1][0] if window else ends
+        return _Archive(at, ends.following, [raw for position, raw in window if position == at])
 
     def _overlapping(
         self, following: Following, archived: _Archive, incarnation: str
@@ -173,7 +194,8 @@ class _Archiver:
         found: list[RawEntry] = []
         while not found and not following.has_all:
             found = following.take(0.1)
-        if [raw for position, raw in found if position == archived.at] == archived.last:
+        there = [raw for position, raw in found if position == archived.at]
+        if there == archived.last and (there or self.server.oldest() <= archived.at):
             return [one for one in found if one[0] > archived.at], archived.ends
         resumes = found[0][0] if found else self.server.now()
         has_last = bool(found) and found[0][0] == archived.at

@@ -136,13 +136,13 @@ def restore(
     """
     plan = prepare(catalogue, Target.parse(target), source, backup_id, progress)
     with MongoServer(into, "restore") as server:
-        _make_room(server, is_approved)
+        make_room(server, is_approved)
         name = uuid4().hex[:16]
         note = f"restore of {source} to {plan.until} from {plan.backup.backup_id}"
         server.name_incarnation(name, is_restoring=True, note=note, now=now)
         replay = Replay(server)
-        _load(catalogue, plan.backup, replay, progress)
-        for entries in _read(catalogue, plan):
+        load_backup(catalogue, plan.backup, replay, progress)
+        for entries in read_log(catalogue, plan):
             replay.apply(entries, may_be_newer=False)
             progress(len(entries), "oplog")
         replay.flush()
@@ -255,7 +255,7 @@ def _last(
     """Read the ranges through, and find the last position to carry out."""
     last = Position.parse(backup.ends)
     is_passed = False
-    for entries in _read(catalogue, Plan(backup, tuple(ranges), target.position or reach)):
+    for entries in read_log(catalogue, Plan(backup, tuple(ranges), target.position or reach)):
         progress(len(entries), "verify oplog")
         for position, raw in entries:
             wall = wall_of_raw(raw) if target.time is not None else None
@@ -270,7 +270,7 @@ def _last(
     return target.position or last
 
 
-def _read(catalogue: Catalogue, plan: Plan) -> Iterator[list[RawEntry]]:
+def read_log(catalogue: Catalogue, plan: Plan) -> Iterator[list[RawEntry]]:
     """Read a plan's entries behind its backup, in order; ranges that overlap are read together."""
     begins = Position.parse(plan.backup.ends)
     for together in _clusters(plan.ranges):
@@ -299,7 +299,12 @@ def _clusters(ranges: Sequence[LogRange]) -> Iterator[list[LogRange]]:
         yield together
 
 
-def _make_room(server: MongoServer, is_approved: bool) -> None:
+def make_room(server: MongoServer, is_approved: bool) -> None:
+    """Empty a server, if that is allowed or nothing is there.
+
+    Raises:
+        HeldError: there are collections, and nobody approved.
+    """
     there = [shape.namespace for shape in server.shapes()]
     if there and not is_approved:
         cause = f"there are {len(there)} collections on it, {there[0]} the first"
@@ -307,7 +312,7 @@ def _make_room(server: MongoServer, is_approved: bool) -> None:
     clear(server)
 
 
-def _load(catalogue: Catalogue, backup: Backup, replay: Replay, progress: Progress) -> None:
+def load_backup(catalogue: Catalogue, backup: Backup, replay: Replay, progress: Progress) -> None:
     """Write the dump, then carry out the oplog of the time it took."""
     for shape in mongo_layout.shapes_from_json(catalogue.vault.fetch(backup.objects[0])):
         replay.begin(shape)

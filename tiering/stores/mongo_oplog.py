@@ -86,6 +86,12 @@ class Following:
                 break
         return self._settled()
 
+    def rest(self) -> list[RawEntry]:
+        """Return what is held back, of a server from which nothing more comes."""
+        rest = [] if self._reads_past else sorted(self._held, key=lambda one: one[0])
+        self._held = []
+        return [(position, entry) for position, entry, _ in rest]
+
     def _next(self) -> bytes:
         with mapped("read oplog", self._server.name):
             if self._reads_past:

@@ -157,6 +157,12 @@ class MongoServer:
             raise PermanentError("back up", self.name, "the server is no replica set", hint)
         return position_of(newest)
 
+    def oldest(self) -> Position:
+        """Return the first position that the oplog still has."""
+        with mapped("ask", self.name):
+            found = self.oplog().find_one({}, {"ts": 1}, sort=[("$natural", 1)])
+        return position_of(found["ts"]) if found else self.now()
+
     def oldest_transaction(self) -> Position | None:
         """Return where the oldest transaction that is still open began to be logged; None if there is none."""
         with mapped("ask", self.name):
@@ -236,6 +242,12 @@ def parted(namespace: str) -> tuple[str, str]:
     """Part a namespace into database and collection, whose name may hold dots."""
     database, _, name = namespace.partition(".")
     return database, name
+
+
+def sources_of(hot: SecretStr, warm: SecretStr | None) -> dict[str, SecretStr]:
+    """Name the servers behind the two URLs: one, "main", if they lead to the same hosts."""
+    places = [urlsplit(url.get_secret_value()).netloc.rpartition("@")[2] for url in (hot, warm or hot)]
+    return {"main": hot} if places[0] == places[1] else {"hot": hot, "warm": warm or hot}
 
 
 def with_database(url: SecretStr, database: str) -> SecretStr:
