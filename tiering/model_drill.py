@@ -132,6 +132,7 @@ class Window:
         begins: the first moment.
         ends: the last moment.
         moments: the only ones there are; empty: every moment between, the log reaches all.
+        gap: what is missing in the log between the moments or behind them; empty: nothing.
     """
 
     store: StoreName
@@ -139,6 +140,7 @@ class Window:
     begins: datetime
     ends: datetime
     moments: tuple[datetime, ...] = ()
+    gap: str = ""
 
 
 @dataclass(frozen=True, slots=True)

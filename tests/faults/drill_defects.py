@@ -337,7 +337,7 @@ def redis_empty(p: Planting) -> None:
 FULL = Incident.COMPLETE_OUTAGE
 CORRUPT = ("corrupt_backup", "missing_backup")
 DEFECTS: tuple[Defect, ...] = (
-    Defect("missing WAL object", wal_missing, ("missing_backup", "rpo_missed", "undershoot")),
+    Defect("missing WAL object", wal_missing, ("log_gap",)),
     Defect("flipped byte in the WAL", wal_flipped, CORRUPT),
     Defect("truncated WAL object", wal_cut_short, CORRUPT),
     Defect("all WAL lost", wal_all_lost, ("missing_backup", "no_recovery_point")),

@@ -80,7 +80,9 @@ def run_drill(
         pairs = _look(run)
     points = plan.choose_points([window for _, window in pairs], seed)
     if not points:
-        run.blame("no_recovery_point", f"tier {tier}", "there is no moment that all stores can be brought back to")
+        reach = [f"{window.store} reaches from {window.begins} to {window.ends}" for _, window in pairs]
+        text = "; ".join(reach) or "nothing can be brought back"
+        run.blame("no_recovery_point", f"tier {tier}", f"no moment is in reach of all stores: {text}")
         return _report(run, (), None, clock())
     with ExitStack() as servers:
         latest = points[0].at
@@ -108,7 +110,10 @@ def _look(run: Run) -> list[tuple[Recoverer, Window]]:
         subject = f"{recoverer.store}/{recoverer.source}"
         try:
             newest = recoverer.newest().backup.began_at
-            found.append((recoverer, recoverer.window()))
+            window = recoverer.window()
+            found.append((recoverer, window))
+            if window.gap:
+                run.blame("log_gap", subject, window.gap)
         except errors.TieringError as exc:
             run.blame(code_of(exc), subject, str(exc))
             continue

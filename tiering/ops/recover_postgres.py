@@ -17,6 +17,7 @@ from tiering.ops.catalogue import Catalogue
 from tiering.ops.prove_postgres import check_reached
 from tiering.ops.recover_mongo import with_database
 from tiering.ops.recoverers import Restored
+from tiering.ops.wal_archive import judge
 from tiering.plan.recovery import Target, TargetKind
 from tiering.stores.beats import PostgresBeats
 from tiering.stores.pg_inspect import inspect
@@ -58,7 +59,9 @@ class PostgresRecoverer:
         """See `Recoverer.window`."""
         with self.scratch.directory() as near:
             begins, ends = restore_postgres.window(self.catalogue, self.source, self.tools, near)
-        return Window(self.store, self.source, begins, ends)
+        found = judge(self.catalogue, self.source, self.newest().backup.incarnation)
+        gaps = [f"no log from {lsn_text(gap.begins)} to {lsn_text(gap.ends)}" for gap in found.gaps]
+        return Window(self.store, self.source, begins, ends, gap=found.needs_full or "; ".join(gaps))
 
     @contextmanager
     def restore(self, at: datetime) -> Iterator[Restored]:

@@ -18,6 +18,7 @@ ACTIONS = {
     "failed_verification": "Keep everything as it is, and look at the restored server's log of this run.",
     "restore_failed": "Read the defect's text: it names the step. Repeat by hand with `tiering restore`.",
     "unavailable": "Run the drill again; if the bucket stays away, see docs/runbooks/lost-region.md.",
+    "log_gap": "Take a full backup now: moments behind the gap cannot be brought back. Why was the log not shipped?",
     "no_recovery_point": "The stores' logs do not reach a common moment: look at `tiering backups` for gaps.",
     "no_common_point": "Heartbeats differ between stores: is `tiering heartbeat` running once, for all stores?",
     "broken_chain": "Rows of the past were changed or lost: compare an older recovery point, find who wrote.",
@@ -32,7 +33,7 @@ ACTIONS = {
     "lost_collection": "A collection is not in the backup.",
     "ttl_deletion": "Drop the expiring index, or restore with expiry switched off: it deletes what was restored.",
     "empty_redis": "The snapshot loads as nothing: check that it is started without the append-only file.",
-    "wrong_slots": "Slots of the snapshot and of the restored cluster differ: take a new snapshot set.",
+    "wrong_slot_map": "Slots of the snapshot and of the restored cluster differ: take a new snapshot set.",
     "slow_probe": "Queries of the restored copy are too slow: larger servers, or warm them.",
 }
 """Defect → what to do next."""
