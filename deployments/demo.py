@@ -136,6 +136,7 @@ def _demo() -> None:
         api_url = bringup.client_environment(stack)["PREFECT_API_URL"]
         demo = Demo(stores, now, api_url, demo_report.Report(out))
         _tell_story(demo)
+        _survive(demo, stack, policies.read_text(encoding="utf-8"))
         demo.report.show()
 
 
@@ -224,6 +225,23 @@ def _tell_story(demo: Demo) -> None:
             out.print("   " + told)
     with _step("checking ledger, PostgreSQL, MongoDB, Iceberg and bucket against each other, every byte"):
         out.print("   " + data.demand_sound(demo.stores, later))
+
+
+def _survive(demo: Demo, stack: Stack, policies: str) -> None:
+    """Back up, corrupt a row and bring it back, drill the loss of tier 1."""
+    from deployments import demo_recovery as recovery
+
+    with recovery.guarded(demo.stores, stack.settings(), policies) as guard:
+        with _step("backing every store up: encrypted, hashed, from then on with every change"):
+            for told in recovery.back_up(guard):
+                out.print("   " + told)
+        with _step("corrupting a row, bringing the moment before back, repairing it from there"):
+            for told in recovery.corrupt_and_restore(guard):
+                out.print("   " + told)
+        with _step("prefect deployment run dr-drill/tier-1: from the backup bucket and its key alone"):
+            guard.beat_on(2)
+            _run_one(demo, "dr-drill/tier-1", datetime.now(UTC))
+            out.print("   " + recovery.evidence_of(guard))
 
 
 def _run(demo: Demo, wave: Sequence[tuple[str, str]], at: datetime | None = None) -> None:

@@ -49,7 +49,7 @@ def run_planted(world: DrillWorld, defect: Defect, seed: int) -> DrillReport:
         if not defect.is_primary:
             plant = Planting(world, settings, undo, lambda kit: kit, {})
             defect.plant(plant)
-        kit = plant.kit(world.kit_of(settings))
+        kit = plant.kit(plant.prepared or world.kit_of(settings))
         return run_drill(kit, defect.tier, defect.incident, seed=seed, **plant.run)
 
 

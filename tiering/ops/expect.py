@@ -67,24 +67,24 @@ def keep(vault: Vault, expected: Expected) -> bool:
     return True
 
 
-def around_moment(vault: Vault, at: datetime) -> tuple[Expected, Expected | None]:
-    """Return the last description at or before a moment, and the first one after it.
+def around_moment(vault: Vault, at: datetime) -> tuple[Expected | None, Expected | None]:
+    """Return the last description at or before a moment, if there is one, and the first one after it.
 
     Raises:
-        NotFound: nobody described the primary before.
+        NotFound: nobody ever described the primary.
     """
     before, after = around(_instants(vault), at)
-    if before is None:
+    if before is None and after is None:
         hint = "`tiering heartbeat` keeps it: let it run beside the primary."
-        raise errors.NotFound(
-            "read", "expectations", f"the primary was not described before {at:%Y-%m-%d %H:%M}Z", hint
-        )
-    return _read(vault, before), _read(vault, after) if after else None
+        raise errors.NotFound("read", "expectations", "the primary was never described", hint)
+    return _read(vault, before) if before else None, _read(vault, after) if after else None
 
 
 def newest(vault: Vault) -> Expected:
     """Return the last description of all. Raises NotFound."""
-    return around_moment(vault, datetime(9999, 1, 1, tzinfo=UTC))[0]
+    found = around_moment(vault, datetime(9999, 1, 1, tzinfo=UTC))[0]
+    assert found is not None
+    return found
 
 
 def _instants(vault: Vault) -> dict[str, datetime]:
