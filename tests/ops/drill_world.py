@@ -33,6 +33,7 @@ from tiering.stores.postgres import execute
 POLICIES = Path(__file__).parents[2] / "deployments" / "policies.yaml"
 KEY = base64.b64encode(bytes(range(32))).decode()
 DATASETS = ("market_bars", "news", "social_sentiment", "analysis_sessions", "analysis_results", "research_reports")
+SMALL = seed.Scale(symbols=3, days=2, seed=7)
 
 
 @dataclass
@@ -80,15 +81,15 @@ class DrillWorld:
 
 
 @contextmanager
-def open_drill_world(stack: Stack, bucket: str = "tiering-backup") -> Iterator[DrillWorld]:
+def open_drill_world(stack: Stack, scale: seed.Scale = SMALL) -> Iterator[DrillWorld]:
     """Install, seed, and let heartbeat and archivers run while the body does."""
-    settings = stack.settings().model_copy(update={"backup_key": SecretStr(KEY), "backup_bucket": bucket})
+    settings = stack.settings().model_copy(update={"backup_key": SecretStr(KEY)})
     keys = ("s3_url", "s3_access_key", "s3_secret_key", "s3_region", "backup_bucket", "backup_key")
     recovery = RecoverySettings(_env_file=None, **{key: getattr(settings, key) for key in keys})  # type: ignore[call-arg]
     policies = parse_policies(POLICIES.read_text(encoding="utf-8"), str(POLICIES))
     with ExitStack() as open_until_end:
         stores = open_until_end.enter_context(open_stores(settings, policies))
-        _fill(stores)
+        _fill(stores, scale)
         heart = open_until_end.enter_context(Heart(ledgers_of(stores), new_chain=True))
         world = DrillWorld(stack, settings, stores, heart, recovery, Catalogue(cli_kit.vault_of(recovery)))
         open_until_end.enter_context(_archiving(world))
@@ -97,7 +98,7 @@ def open_drill_world(stack: Stack, bucket: str = "tiering-backup") -> Iterator[D
         yield world
 
 
-def _fill(stores: Stores) -> None:
+def _fill(stores: Stores, scale: seed.Scale) -> None:
     now = _now()
     install.install_schemas(stores, infra.sql.read("rooms"), infra.sql.read("ledger"))
     with stores.hot.transaction("install", "application tables") as connection:
@@ -107,7 +108,7 @@ def _fill(stores: Stores) -> None:
         assert dataset is not None
         if dataset.form is Form.TABLE:
             install.install_dataset(stores, dataset)
-        seed.seed_dataset(stores, name, now, seed.Scale(symbols=3, days=2, seed=7))
+        seed.seed_dataset(stores, name, now, scale)
     from tiering.ops import seed_users
 
     seed_users.load_state(stores, now, 20, 7)
