@@ -28,6 +28,7 @@ from tiering.cli_plan import explain, plan
 from tiering.cli_rehydrate import rehydrate
 from tiering.cli_stream import app as stream_app
 from tiering.cli_stream import wal_fetch, wal_push
+from tiering.cli_stream_mongo import stream_mongodb
 
 # The stores cost a second or two to import, which `--help` and a mistyped option need not wait for:
 # hence the imports inside the functions, here and in cli_moves.
@@ -267,6 +268,7 @@ app.add_typer(evidence_app, name="evidence")
 app.add_typer(hold_app, name="hold")
 app.add_typer(objects_app, name="objects")
 app.add_typer(policies_app, name="policies")
+stream_app.command("mongodb")(stream_mongodb)
 app.add_typer(stream_app, name="stream")
 app.command("wal-push")(wal_push)
 app.command("wal-fetch")(wal_fetch)

@@ -29,7 +29,7 @@ from tiering.stores.mongo_server import RECOVERY, MongoServer
 
 BATCH_SECONDS = 0.5
 QUIET_SECONDS = 5.0
-RETRY_SECONDS = 0.5
+RETRY_SECONDS, PATIENCE_SECONDS = 0.5, 1.0
 _SIGN_OF_LIFE_BYTES = 300
 Clock = Callable[[], datetime]
 
@@ -112,7 +112,7 @@ def stream(
     while not stop.is_set():
         try:
             with (
-                MongoServer(url, source) as server,
+                MongoServer(url, source, PATIENCE_SECONDS) as server,
                 catalogue.lease(StoreName.MONGODB, f"{source}.oplog", f"archiver {threading.get_native_id()}", clock()),
             ):
                 _Archiver(catalogue, server, source, clock, told, on_gap).run(stop)

@@ -73,8 +73,9 @@ class Incarnation:
 class MongoServer:
     """One server or replica set, all of its databases. Reaches nothing until asked; safe to share between threads."""
 
-    def __init__(self, url: SecretStr, name: str = "mongodb") -> None:
+    def __init__(self, url: SecretStr, name: str = "mongodb", patience_seconds: float = 5.0) -> None:
         self.name = name
+        self._patience_ms = int(patience_seconds * 1000)
         self._url = url
         self._lock = threading.Lock()
         self._opened: MongoClient[dict[str, Any]] | None = None
@@ -102,8 +103,8 @@ class MongoServer:
                         self._url.get_secret_value(),
                         connect=False,
                         appname="tiering backup",
-                        serverSelectionTimeoutMS=5000,
-                        connectTimeoutMS=5000,
+                        serverSelectionTimeoutMS=self._patience_ms,
+                        connectTimeoutMS=self._patience_ms,
                         socketTimeoutMS=600_000,
                     )
                 except (PyMongoError, ValueError):
