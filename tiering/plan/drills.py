@@ -67,7 +67,15 @@ def parse_objectives(text: str, file: str) -> Objectives:
         document = yaml.safe_load(text)
     except yaml.YAMLError as exc:
         raise _refuse(file, SECTION, f"no YAML: {' '.join(str(exc).split())}") from None
-    body = document.get(SECTION) if isinstance(document, dict) else None
+    return read_objectives(document.get(SECTION) if isinstance(document, dict) else None, file)
+
+
+def read_objectives(body: object, file: str) -> Objectives:
+    """Check what stands under `disaster_recovery:`.
+
+    Raises:
+        PolicyError: a rule is broken; with file, key and remedy.
+    """
     if not isinstance(body, dict):
         raise _refuse(file, SECTION, "missing: a drill is judged by it", "Copy it from deployments/policies.yaml.")
     for key in body:

@@ -28,7 +28,7 @@ from tiering.model import (
     Span,
     StorageClass,
 )
-from tiering.plan import backups, checks
+from tiering.plan import backups, checks, drills
 from tiering.plan.spans import never_longer, parse_span, unit_problem
 
 CLASSES = ("market_data", "news_data", "social_data", "analysis_results", "user_data", "audit_logs")
@@ -38,7 +38,7 @@ STAGES = ("hot_to_warm", "warm_to_cold", "compression", "retention")
 IN_TIME_ORDER = ("hot_to_warm", "compression", "warm_to_cold", "retention")
 STORES = ("postgresql", "mongodb", "s3")
 STATES = ("moves", "state", "declared")
-SECTIONS = ("datasets", "sweep", "prices", "placement", "disaster_recovery", backups.SECTION)
+SECTIONS = ("datasets", "sweep", "prices", "placement", backups.SECTION, drills.SECTION)
 PRICED = ("hot", "warm", *StorageClass)
 SWEEP = ("undo_window", "grace")
 REQUIRED = ("class", "time_column", "key", "unit")
@@ -100,6 +100,8 @@ def parse_policies(text: str, file: str) -> Policies:
         raise (at / "datasets").refuse("must be a mapping of dataset names")
     if backups.SECTION in document:
         backups.read_strategy(document[backups.SECTION], file)
+    if drills.SECTION in document:
+        drills.read_objectives(document[drills.SECTION], file)
     sweep = _mapping(document.get("sweep") or {}, at / "sweep", SWEEP)
     windows = {name: _span(sweep.get(name, "1d"), at / "sweep" / name) for name in SWEEP}
     found = Policies(
