@@ -6,7 +6,7 @@ from psycopg2.extensions import connection as Connection
 
 from tiering import errors
 from tiering.model import State, Tier
-from tiering.ops import documents, expire
+from tiering.ops import documents, expire, rehydrate_documents
 from tiering.ops.work import Work
 from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json
 
@@ -50,6 +50,8 @@ def commit(work: Work) -> MoveRecord:
     with work.commit() as connection:
         expire.demand_no_hold(work, connection)
         unit = _unit(work)
+        if unit.tier is Tier.COLD:
+            rehydrate_documents.forget(work.stores, connection, work.dataset, work.unit.begin)
         _retire(work, connection, unit)
         last = UnitRecord(work.unit, Tier.EXPIRED, "", False, 0, 0, unit.fingerprint, unit.sha256)
         work.stores.ledger.put_unit(connection, last)

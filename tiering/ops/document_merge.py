@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tiering import errors
 from tiering.model import State, Tier
-from tiering.ops import archive, document_export, documents, export
+from tiering.ops import archive, document_export, documents, export, rehydrate_documents
 from tiering.ops.work import Work
 from tiering.stores.bson_batches import RawBatch, ids, print_of
 from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json
@@ -55,6 +55,7 @@ def commit(work: Work) -> MoveRecord:
     with work.commit() as connection:
         documents.trash_superseded(work, connection)
         if old.tier is Tier.COLD:
+            rehydrate_documents.forget(work.stores, connection, work.dataset, work.unit.begin)
             record = export.publish(work, connection, replaces=old)
         else:
             unit = UnitRecord(work.unit, Tier.WARM, old.location, False, record.row_count, record.bytes_after)

@@ -20,6 +20,7 @@ from psycopg2.extensions import connection as Connection
 
 from tiering import errors
 from tiering.model import Column, Dataset, Fingerprint, Form, Tier, Unit
+from tiering.ops import rehydrate_documents
 from tiering.ops.export import fetched
 from tiering.ops.work import demand_equal
 from tiering.plan.erase import Found, Person, minus
@@ -27,7 +28,6 @@ from tiering.plan.layout import lake_key
 from tiering.stores import erasures, parquet, person_parquet, pghash
 from tiering.stores.bson_batches import RawBatch, print_of
 from tiering.stores.bson_typed import RAW_COLUMN
-from tiering.stores.copies import forget_copy
 from tiering.stores.erasures import Erasure
 from tiering.stores.joined import change_files
 from tiering.stores.lake import LakeFile
@@ -170,7 +170,7 @@ def _swap(stores: Stores, dataset: Dataset, rewritten: Sequence[Rewritten], eras
         for item in swapped:
             demand_free(connection, item.old.unit)
             erasures.stop_moves(connection, dataset.name, item.old.unit.begin)
-            forget_copy(connection, stores.warm_tables, dataset, item.old.unit.begin)
+            rehydrate_documents.forget(stores, connection, dataset, item.old.unit.begin)
         if not swapped:
             return
         change_files(

@@ -1,4 +1,5 @@
-"""Bring any range of cold rows back as read copies: partitions of the warm table that go again by themselves.
+"""Bring any range of cold rows back as read copies that go again by themselves: partitions of the warm table, or
+collections of documents (`rehydrate_documents.py`).
 
 The cold object stays the one copy that counts, and stays published. A copy is made in one transaction: read from the
 object, whose hash the ledger knows, proved equal to the ledger's fingerprint, attached and recorded. So a crash
@@ -17,7 +18,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from tiering import errors
 from tiering.model import Dataset, Form, Span, Tier, Unit
-from tiering.ops import archive
+from tiering.ops import archive, rehydrate_documents
 from tiering.ops.columns import recorded_print, settle
 from tiering.ops.export import fetched
 from tiering.ops.lifecycle import survey
@@ -25,7 +26,7 @@ from tiering.ops.work import demand_equal
 from tiering.plan.rehydrate import Verb, Wish, plan_rehydration
 from tiering.plan.spans import add
 from tiering.stores import parquet, pgcopy, pghash, tables
-from tiering.stores.copies import CopyRecord, drop_copy, extend_copy, list_copies, lock_copy, put_copy
+from tiering.stores.copies import CopyRecord, drop_copy, extend_copy, list_copies, lock_copies, lock_copy, put_copy
 from tiering.stores.ledger import audit, units
 from tiering.stores.opening import Stores
 from tiering.stores.parquet_schema import columns_in
@@ -61,10 +62,10 @@ def look(stores: Stores, dataset: Dataset, begin: datetime, end: datetime) -> tu
     """Say what a rehydration of the range would do. Writes nothing.
 
     Raises:
-        PermanentError: the range is empty, or the dataset is not one of tables.
+        PermanentError: the range is empty, or the dataset is one of files.
     """
-    if dataset.form is not Form.TABLE:
-        hint = "Its objects are read in place." if dataset.form is Form.FILES else "Read it with `tiering query`."
+    if dataset.form is Form.FILES:
+        hint = "Its objects are read in place; archived ones come back by `tiering objects restore`."
         raise errors.PermanentError("rehydrate", dataset.name, f"a dataset of {dataset.form}", hint)
     residences, _ = survey(stores, dataset)
     with stores.warm.transaction("list copies of", dataset.name, read_only=True) as connection:
@@ -108,7 +109,8 @@ def _bring(stores: Stores, dataset: Dataset, begin: datetime, now: datetime, unt
         raise errors.CommitConflict("rehydrate", f"{dataset.name} {begin}", "the unit moved meanwhile", "Run it again.")
     with stores.warm.transaction("rehydrate", str(record.unit)) as connection:
         lock_copy(connection, dataset.name, begin)
-        kept = extend_copy(connection, record.unit, until)
+        is_there = dataset.form is Form.TABLE or rehydrate_documents.has_copy(stores, record.unit)
+        kept = extend_copy(connection, record.unit, until) if is_there else None
         if kept is not None:
             return Brought(record.unit, "extended", row_count=record.row_count, until=kept)
     try:
@@ -127,6 +129,18 @@ def _copy(
 ) -> CopyRecord:
     """Make one unit's copy, in one transaction."""
     unit, name = record.unit, dataset.name
+    if dataset.form is Form.DOCUMENTS:
+        with stores.warm.transaction("rehydrate", str(unit), lock_timeout_ms=LOCK_TIMEOUT_MS) as connection:
+            lock_copies(connection, name, shared=True)
+            lock_copy(connection, name, unit.begin)
+            if rehydrate_documents.has_copy(stores, unit):
+                _demand_unchanged(connection, record)
+            # An older generation's, or one that somebody dropped by hand.
+            rehydrate_documents.forget(stores, connection, dataset, unit.begin)
+            _demand_unchanged(connection, record)
+            copy = rehydrate_documents.make(stores, dataset, record, connection, now, until)
+            _record(connection, copy, actor)
+        return copy
     columns = settle(stores, name, actor).stored
     with (
         fetched(stores, record) as file,
@@ -147,9 +161,16 @@ def _copy(
         location = stores.warm_tables.put(connection, dataset, unit, table)
         size = stores.warm_tables.size_bytes(connection, dataset, location)
         copy = CopyRecord(unit, location, record.row_count, size, now, until)
-        put_copy(connection, copy)
-        audit(connection, actor, "rehydrate", name, unit.begin, {"generation": unit.generation, "until": until})
+        _record(connection, copy, actor)
     return copy
+
+
+def _record(connection: Connection, copy: CopyRecord, actor: str) -> None:
+    unit = copy.unit
+    put_copy(connection, copy)
+    audit(
+        connection, actor, "rehydrate", unit.dataset, unit.begin, {"generation": unit.generation, "until": copy.until}
+    )
 
 
 def _demand_unchanged(connection: Connection, record: UnitRecord) -> None:
@@ -180,6 +201,8 @@ def expire(stores: Stores, now: datetime, actor: str, *, dry_run: bool = False) 
                     gone.append(copy)
             except errors.TransientError as exc:
                 problem = problem or exc
+        if dataset.form is Form.DOCUMENTS and dataset.state == "moves":
+            rehydrate_documents.sweep_leftovers(stores, dataset, dry_run=dry_run)
     if problem:
         raise problem
     return gone
@@ -190,6 +213,6 @@ def _expire(stores: Stores, dataset: Dataset, copy: CopyRecord, now: datetime, a
         lock_copy(connection, dataset.name, copy.unit.begin)
         if not any(found.until <= now for found in list_copies(connection, dataset.name, copy.unit.begin)):
             return False  # extended, or gone, since we looked
-        drop_copy(connection, stores.warm_tables, dataset, copy.unit.begin)
+        rehydrate_documents.forget(stores, connection, dataset, copy.unit.begin)
         audit(connection, actor, "drop-copy", dataset.name, copy.unit.begin, {"location": copy.location})
         return True

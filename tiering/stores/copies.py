@@ -54,6 +54,19 @@ def lock_copy(connection: Connection, dataset: str, begin: datetime) -> None:
     execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (key,))
 
 
+def lock_copies(connection: Connection, dataset: str, *, shared: bool) -> None:
+    """Hold a dataset's copies together: shared by those who make one, alone by who looks for leftovers."""
+    function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+    execute(connection, f"SELECT {function}(hashtextextended(%s, 0))", (f"tiering.rehydrate.{dataset}",))
+
+
+def take_record(connection: Connection, dataset: str, begin: datetime) -> list[CopyRecord]:
+    """Remove the record of a unit's copy and return it; the copy itself is the caller's to drop."""
+    found = list_copies(connection, dataset, begin)
+    execute(connection, "DELETE FROM tiering.rehydrated WHERE dataset = %s AND begin_at = %s", (dataset, begin))
+    return found
+
+
 def put_copy(connection: Connection, copy: CopyRecord) -> None:
     """Record a copy."""
     unit = copy.unit
@@ -103,9 +116,5 @@ def drop_copy(connection: Connection, warm: WarmTables, dataset: Dataset, begin:
             left = warm.take(connection, dataset, copy.as_warm, tables.trash_table(copy.unit, 0, "copy"))
             if left:
                 tables.drop(connection, left)
-        execute(
-            connection,
-            "DELETE FROM tiering.rehydrated WHERE dataset = %s AND begin_at = %s",
-            (dataset.name, begin),
-        )
+    take_record(connection, dataset.name, begin)
     return found[0] if found else None
