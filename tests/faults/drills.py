@@ -50,7 +50,7 @@ def run_planted(world: DrillWorld, defect: Defect, seed: int) -> DrillReport:
             plant = Planting(world, settings, undo, lambda kit: kit, {})
             defect.plant(plant)
         kit = plant.kit(plant.prepared or world.kit_of(settings))
-        return run_drill(kit, defect.tier, defect.incident, seed=seed, **plant.run)
+        return run_drill(kit, defect.tier, defect.incident, seed=seed, is_quick=True, **plant.run)
 
 
 @contextmanager
