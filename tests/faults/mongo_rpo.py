@@ -77,10 +77,12 @@ class _Writer:
 def run(catalogue: Catalogue, directory: Path, seed: int, kills: int, restore_every: int = 10) -> Losses:
     """Kill a fresh server `kills` times, each under load."""
     dice, losses = random.Random(seed), Losses()
+    directory.mkdir(exist_ok=True)
     for number in range(kills):
         _round(catalogue, directory / f"round{number}", f"round{number}", dice.uniform(0.3, 3.0), losses)
         if number % restore_every == 0:
             _restore(catalogue, f"round{number}", losses)
+            print(f"{losses.kills} kills, worst {max(losses.seconds):.2f} s, {len(losses.wrong)} wrong", flush=True)
     return losses
 
 

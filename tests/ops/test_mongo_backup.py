@@ -17,7 +17,7 @@ from pymongo import MongoClient
 
 from infra.local import Stack
 from infra.local.scratch_servers import scratch_mongo
-from tests.faults import mongo_pitr
+from tests.faults import mongo_pitr, mongo_rpo
 from tests.faults.mongo_load import Load, differences, state_of
 from tests.faults.mongo_pitr import Archiver
 from tests.wait import wait_until
@@ -222,6 +222,15 @@ def test_the_archive_goes_on_behind_a_killed_server(
     restore_mongo.restore(catalogue, "latest", into, now=now())
     clients = [MongoClient[dict[str, Any]](url.get_secret_value()) for url in (source, into)]
     assert differences(*map(state_of, clients)) == []
+
+
+def test_of_a_server_that_is_gone_seconds_are_lost_at_most(catalogue: Catalogue, tmp_path: Path) -> None:
+    print(f"seed {SEED}")
+    losses = mongo_rpo.run(catalogue, tmp_path / "servers", SEED, kills=1)
+    assert losses.kills == 1
+    assert losses.acknowledged > 0
+    assert losses.wrong == []
+    assert max(losses.seconds) <= 5
 
 
 def test_mongodbs_own_notations_are_carried_out(into: SecretStr) -> None:
