@@ -72,6 +72,7 @@ def backup(
         with tools.base_backup(url, backup_id, known) as stream:
             tap = ManifestTap(stream, lambda count: progress(count, backup_id))
             parts = catalogue.vault.put_stream(f"{prefix}base.", cast(IO[bytes], tap))
+        facts["server_ended_at"] = server.now().isoformat()
         manifest = parse_manifest(tap.manifest, backup_id)
         kept = catalogue.vault.put(f"{prefix}manifest", tap.manifest)
         stretch = _stretch(manifest, here, backup_id)

@@ -148,7 +148,7 @@ def resolve(catalogue: Catalogue, scan: Scan, target: Target, source: str, backu
         if not bases:
             hint = "`tiering backups` shows the usable ones."
             raise NotFound("restore", backup_id, "no usable backup of this name on this branch of history", hint)
-    for base in recovery.likely_bases(bases, target):
+    for base in recovery.bases_before(bases, target):
         found = scan.find(target, at(base.begins), at(base.ends))
         if found is not None:
             links = recovery.links_of(base, entries)
@@ -264,4 +264,5 @@ def window(catalogue: Catalogue, source: str, tools: PgTools, near: Path) -> tup
             raise recovery.refuse_early(bases, Target(recovery.TargetKind.LATEST))
         last = scan.last_commit(at(bases[0].begins))
         oldest = min(bases, key=lambda one: at(one.ends))
-        return oldest.ended_at, last.ended_at if last else bases[0].ended_at
+        begins = recovery.ended_at(oldest)
+        return begins, max(begins, last.ended_at) if last else begins

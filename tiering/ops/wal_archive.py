@@ -74,10 +74,14 @@ class LogArchive:
         stretch = Stretch(timeline, 0, recovery.END)
         return recovery.covered_until(self.ranges, [stretch], begins) >= begins + self.segment_bytes
 
-    def segment(self, begins: int) -> tuple[int, bytes]:
-        """Put a segment together along the path; zeros where nothing is stored.
+    def segment(self, begins: int) -> dict[int, bytes]:
+        """Put a segment together along the path, by the timelines it is named by; zeros where nothing is stored.
 
-        Returns: the timeline it is named by, and its bytes.
+        More than one where a timeline ended in it: recovery reads the newest, and the summarizer of the recovered
+        server the older ones; without them it would wait for ever, and the server would keep all log from then on.
+
+        Raises:
+            NotFound: nothing of it is stored.
         """
         for attempt in (1, 2):
             try:
@@ -89,6 +93,10 @@ class LogArchive:
                 self._list()
         raise AssertionError("unreachable")
 
+    def has_switch(self, begins: int) -> bool:
+        """Say whether a timeline ended inside a segment."""
+        return any(begins < stretch.ends < begins + self.segment_bytes for stretch in self.path)
+
     def branch(self, timeline: int) -> LogArchive:
         """Open the same log along another timeline."""
         return LogArchive(self._catalogue, self._source, self._incarnation, self.segment_bytes, timeline)
@@ -98,20 +106,23 @@ class LogArchive:
         for timeline, text in self.histories.items():
             write_private(directory / f"{timeline:08X}.history", text.encode())
 
-    def _segment(self, begins: int) -> tuple[int, bytes]:
-        buffer, named_by = bytearray(self.segment_bytes), 0
+    def _segment(self, begins: int) -> dict[int, bytes]:
+        buffer, found = bytearray(self.segment_bytes), dict[int, bytes]()
         for stretch in self.path:
             if stretch.begins >= begins + self.segment_bytes or stretch.ends <= begins:
                 continue
+            is_there = False
             for start, data in self.pieces(stretch.timeline, begins):
                 # A timeline's own bytes end where the next one begins; the next one repeats those before.
                 kept = data[: max(0, stretch.ends - start)]
                 buffer[start - begins : start - begins + len(kept)] = kept
-                named_by = stretch.timeline
-        if not named_by:
+                is_there = True
+            if is_there:
+                found[stretch.timeline] = bytes(buffer)
+        if not found:
             hint = "Choose an earlier moment; `tiering backups` shows the gaps."
             raise NotFound("read", f"log at {lsn_text(begins)}", "nothing of it is in the bucket", hint)
-        return named_by, bytes(buffer)
+        return found
 
     def _list(self) -> None:
         self.ranges = self._catalogue.logs(STORE, self._source, self._incarnation)

@@ -113,13 +113,12 @@ class Scan:
         archive.put_histories(directory)
 
         def put(start: int) -> None:
-            found = self._here.get(start) if archive is self.archive else None
-            named_by, data = (found, b"") if found else archive.segment(start)
-            path = directory / segment_name(named_by, start, archive.segment_bytes)
-            if found:
-                self._path(start).replace(path)
-            else:
-                write_private(path, data)
+            if archive is self.archive and not archive.has_switch(start):
+                name = segment_name(self._here[start], start, archive.segment_bytes)
+                self._path(start).replace(directory / name)
+                return
+            for named_by, data in archive.segment(start).items():
+                write_private(directory / segment_name(named_by, start, archive.segment_bytes), data)
 
         with ThreadPoolExecutor(_READERS, "log-put") as pool:
             list(pool.map(put, starts))
@@ -233,9 +232,9 @@ class Scan:
         """Fetch segments that are not here yet."""
 
         def bring(start: int) -> None:
-            timeline, data = self.archive.segment(start)
+            named_by, data = max(self.archive.segment(start).items())
             write_private(self._path(start), data)
-            self._here[start] = timeline
+            self._here[start] = named_by
 
         with ThreadPoolExecutor(_READERS, "log-read") as pool:
             list(pool.map(bring, [start for start in starts if start not in self._here]))

@@ -229,14 +229,15 @@ def links_of(backup: Backup, entries: Sequence[CatalogueEntry]) -> tuple[Backup,
     return tuple(links)
 
 
-def likely_bases(bases: Sequence[Backup], target: Target) -> Sequence[Backup]:
-    """Leave out the bases that began after an instant, while there is an older one.
+def ended_at(backup: Backup) -> datetime:
+    """Return when a backup was whole, by its server's clock: what was committed before is in it."""
+    told = backup.facts.get("server_ended_at")
+    return datetime.fromisoformat(str(told)) if told else backup.ended_at
 
-    Why only by likelihood: their times are ours and a target's are the server's. An older base is right as well.
-    """
-    if target.at is None:
-        return bases
-    return [one for one in bases if one.began_at <= target.at] or bases[-1:]
+
+def bases_before(bases: Sequence[Backup], target: Target) -> list[Backup]:
+    """Leave out the bases that were not whole yet at an instant: they hold commits of after it."""
+    return [one for one in bases if target.at is None or ended_at(one) <= target.at]
 
 
 def refuse_late(target: Target, ends: int, last_commit: datetime | None) -> NotFound:
@@ -266,7 +267,9 @@ def refuse_early(bases: Sequence[Backup], target: Target) -> NotFound:
         cause = "the log since the oldest backup knows nothing of it"
         return NotFound("restore", str(target), cause, "Is it the right source? A moment by time always works.")
     oldest = min(bases, key=lambda one: at(one.ends))
-    cause = f"it is before the oldest backup {oldest.backup_id}, which ends at {oldest.ends} ({oldest.ended_at:%F %T}Z)"
+    cause = (
+        f"it is before the oldest backup {oldest.backup_id}, which ends at {oldest.ends} ({ended_at(oldest):%F %T.%f}Z)"
+    )
     return NotFound("restore", str(target), cause, "A backup can only be restored to its end or later.")
 
 

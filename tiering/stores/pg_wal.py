@@ -13,8 +13,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg2
 from psycopg2.extensions import parse_dsn
@@ -214,6 +215,13 @@ class WalServer:
         with self.connected("look at log") as connection:
             row = fetch_one(connection, "SELECT pg_current_wal_flush_lsn()::text")
         return parse_lsn(row[0]) if row else 0
+
+    def now(self) -> datetime:
+        """Return what the server's clock says: the one that commits are stamped by."""
+        with self.connected("look at clock") as connection:
+            row = fetch_one(connection, "SELECT clock_timestamp()")
+        assert row is not None
+        return cast(datetime, row[0])
 
     def switch(self) -> int:
         """Let the server begin a new segment; return where the old one ended."""
