@@ -32,6 +32,15 @@ ARROWS = {
     "tiering/stores/opening.py": (*NOUNS, "tiering.stores", "tiering.settings"),
     "tiering/ops": (*NOUNS, "tiering.plan", "tiering.stores", "tiering.ops"),
     "tiering/access": (*NOUNS, "tiering.plan", "tiering.stores", "tiering.access", "tiering.settings"),
+    # The cold path alone joins tiers through ops (docs/decisions/0015-access-reads-cold-through-ops.md).
+    "tiering/access/tickets.py": (
+        *NOUNS,
+        "tiering.plan",
+        "tiering.stores",
+        "tiering.access",
+        "tiering.settings",
+        "tiering.ops.query",
+    ),
     "tiering/cli": ("tiering", "infra"),
     "tiering": NOUNS,
     "infra": (*NOUNS, "infra", "tiering.settings", "tiering.stores.scratch"),
@@ -40,7 +49,19 @@ ARROWS = {
     "deployments": ANY[:-1],
     "tests": ANY,
 }
-DRIVERS = ("psycopg2", "redis", "pymongo", "bson", "boto3", "botocore", "pyiceberg", "duckdb", "sqlalchemy")
+DRIVERS = (
+    "psycopg2",
+    "asyncpg",
+    "redis",
+    "hiredis",
+    "pymongo",
+    "bson",
+    "boto3",
+    "botocore",
+    "pyiceberg",
+    "duckdb",
+    "sqlalchemy",
+)
 # Outside module → the rooms that may import it, and what the others do instead.
 OUTSIDE = {
     **dict.fromkeys(

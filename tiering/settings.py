@@ -5,6 +5,7 @@ Does not: open a connection. `stores/opening.py` takes a `Settings` apart and ha
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError
@@ -45,6 +46,10 @@ class Settings(BaseSettings):
     )
     policies: Path = Path("deployments/policies.yaml")
     scratch_dir: Path | None = Field(default=None, description="for files being written; default: the system's")
+    journal_dir: Path = Field(
+        default=Path(".tiering-journal"),
+        description="where an access client keeps buffered writes until their database has them: a disk that lasts",
+    )
     fan_out: int = Field(default=2, ge=1, le=64, description="units worked on at once in one flow run")
     dask_scheduler: str | None = Field(
         default=None, description="tcp://host:port: fan out over Dask instead of threads"
@@ -94,6 +99,18 @@ def load_settings(env_file: Path | None = None) -> Settings:
         return Settings(_env_file=env_file) if env_file else Settings()  # type: ignore[call-arg]
     except ValidationError as exc:
         raise _missing(exc, "Run `tiering stack up`, or set the variables (see README).") from None
+
+
+def load_url(variable: str) -> SecretStr:
+    """Read a URL from an environment variable: on a command line everybody would see its password.
+
+    Raises:
+        SettingsError: it is not set.
+    """
+    found = os.environ.get(variable)
+    if not found:
+        raise SettingsError("read", variable, "not set in the environment", f"export {variable}=…, then run again.")
+    return SecretStr(found)
 
 
 def _missing(exc: ValidationError, hint: str) -> SettingsError:

@@ -197,6 +197,19 @@ class Cache:
         """Drop a key that has no database behind it."""
         await self._run(key, lambda _: ("UNLINK", key), 2 * CALL_SECONDS)
 
+    async def forget_many(self, keys: Sequence[str]) -> None:
+        """Drop keys, whatever stands there, in one round trip per server; a fence goes too, and its writer sees it."""
+        groups: dict[Lane, list[str]] = {}
+        for key in keys:
+            groups.setdefault(await self._lane(key, CALL_SECONDS), []).append(key)
+
+        async def drop(lane: Lane, texts: list[str]) -> list[str]:
+            answers = await lane.call_many([("UNLINK", text) for text in texts], 10 * CALL_SECONDS)
+            return [text for text, answer in zip(texts, answers, strict=True) if isinstance(answer, Exception)]
+
+        for moved in await asyncio.gather(*(drop(*group) for group in groups.items())):
+            await asyncio.gather(*(self.forget(text) for text in moved))
+
     async def publish(self, channel: str, text: bytes) -> None:
         """Tell whoever listens to a channel."""
         await self._run(channel, lambda _: ("PUBLISH", channel, text), 2 * CALL_SECONDS)

@@ -28,6 +28,9 @@ CALL_SECONDS = 0.05
 DEAD_SECONDS = 1.0
 """A connection that answered nothing for so long while something was asked is given up."""
 
+SILENT_SECONDS = 0.025
+"""A server that said something so lately is alive: it is we who are behind with reading, and nobody is failed."""
+
 LATE_SECONDS = 0.01
 """A watch that itself runs so late says that this process was held up, not the server."""
 
@@ -84,6 +87,8 @@ class Lane(asyncio.Protocol):
         self._opening: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._watch_at = 0.0
+        self._alive_at = 0.0
+        self._was_idle = True
         self.is_closed = False
 
     def __repr__(self) -> str:
@@ -124,6 +129,7 @@ class Lane(asyncio.Protocol):
         if self._transport is None:
             raise errors.StoreUnavailable("ask", str(self.address), "the connection broke", _HINT)
         if not self._out:
+            self._was_idle = not self._pending
             self._loop.call_soon(self._flush)
         self._out.append(packed)
         self._pending.append(_Pending(future, count, now, now + seconds))
@@ -135,6 +141,8 @@ class Lane(asyncio.Protocol):
         return future
 
     def _flush(self) -> None:
+        if self._was_idle:
+            self._alive_at = time.monotonic()  # the server's time begins now, not when we began to be busy
         if self._transport is not None and self._out:
             self._transport.write(b"".join(self._out) if len(self._out) > 1 else self._out[0])
         self._out.clear()
@@ -208,6 +216,7 @@ class Lane(asyncio.Protocol):
         """Hand answers to those who asked, in order (asyncio calls this)."""
         reader, pending = self._reader, self._pending
         reader.feed(data)
+        self._alive_at = time.monotonic()
         while pending:
             answer = reader.gets()
             if answer is False:
@@ -255,6 +264,9 @@ class Lane(asyncio.Protocol):
             return
         if now - self._watch_at > LATE_SECONDS:
             self._arm(now, LATE_SECONDS / 2)  # the answers may be here, unread: look at them first
+            return
+        if now - self._alive_at < SILENT_SECONDS:
+            self._arm(now, SILENT_SECONDS)
             return
         oldest = self._pending[0]
         has_failed = False

@@ -1,0 +1,312 @@
+"""Read by key, cache first: a hit is one GET; a miss asks the database once, whoever and how many ask.
+
+| Redis | database | answer |
+|---|---|---|
+| up | up | the cache's value; a miss is filled under a lease |
+| down | up | the database's, in single flight; nothing is stored |
+| up | down | what the cache has, `is_confirmed=False`: a writer that cannot reach Redis could not say so now |
+| down | down | StoreUnavailable, at once while the breakers are open, and never later than the budget |
+
+Does not: know where a value comes from (sources.py); write for a caller (writing.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from tiering import errors
+from tiering.access.calendars import Calendars
+from tiering.access.codec import decode, encode
+from tiering.access.flight import Flights, Landing, Trip
+from tiering.access.keys import Key, market_of
+from tiering.access.metrics import Metrics
+from tiering.plan.freshness import PHASE_SECONDS, Phase, jittered, time_to_live
+from tiering.stores.cache import Cache
+from tiering.stores.cache_entries import FENCE, LEASE, NOTHING, VALUE, Found, lease, new_token, pack_header
+from tiering.stores.trust import Trust
+
+Load = Callable[[], Awaitable[Any]]
+"""Asks the database; None: there is no such thing."""
+
+LEASE_MS = 5000
+"""Longer than any load may take: who lets it run out must not fill."""
+
+CLAIM_SECONDS = 5.0
+LEASE_WAIT_SECONDS = 0.05
+"""How long another process is given to fill before we ask the database ourselves."""
+
+HIT_SAMPLE = 64
+_LOOKS_MAX = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Seconds that a call may take before it raises TimedOut, by path."""
+
+    hot: float = 0.1
+    warm: float = 1.0
+    cold: float = 30.0
+    write: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A value and where it comes from.
+
+    Attributes:
+        value: None: there is no such thing.
+        source: "cache", "stale" (older than its time to live, and being renewed) or "database".
+        is_confirmed: False while the database could not be asked whether the cache may be believed.
+    """
+
+    value: Any
+    source: str
+    is_confirmed: bool = True
+
+
+class Reading:
+    """The read path by key. Belongs to one event loop."""
+
+    def __init__(self, cache: Cache, trust: Trust, metrics: Metrics, budgets: Budgets, calendars: Calendars) -> None:
+        self._calendars = calendars
+        self._cache, self._trust, self._metrics, self._budgets = cache, trust, metrics, budgets
+        self._flights = Flights()
+        self._renewals: set[asyncio.Task[None]] = set()
+        self._volatility: dict[str, float] = {}
+        self._hits: dict[str, Any] = {}
+        self._dice = random.Random()
+        self._count = 0
+
+    def note_volatility(self, symbol: str, volatility: float) -> None:
+        """Tell how much a symbol's price moves: its entries live shorter from now on."""
+        self._volatility[symbol] = volatility
+
+    async def get(self, key: Key, load: Load, budget: float | None = None) -> Any:
+        """Return the value of a key, from the cache or else from the database; None: there is none.
+
+        Raises:
+            TimedOut: the budget is used up.
+            StoreUnavailable: neither cache nor database answers.
+        """
+        began = time.monotonic()
+        if self._trust.allows(began):
+            try:
+                found = await self._cache.get(key.text)
+            except errors.StoreUnavailable:
+                found = None
+            if found is not None and found.state == VALUE and found.fresh_until > time.time():
+                self._hit(key, began)
+                return decode(found.payload)
+        else:
+            found = None
+        return (await self._answer(key, load, found, began, budget)).value
+
+    async def look(self, key: Key, load: Load, budget: float | None = None) -> Answer:
+        """As `get`, and say where the value comes from."""
+        began = time.monotonic()
+        found = await self._peek(key, began)
+        return await self._answer(key, load, found, began, budget)
+
+    async def get_many(
+        self, keys: Sequence[Key], load: Callable[[Key], Load], budget: float | None = None
+    ) -> list[Any]:
+        """Return the values of many keys, in one round trip per server and a query for each miss."""
+        began = time.monotonic()
+        found: list[Found | None] = [None] * len(keys)
+        if self._trust.allows(began):
+            with contextlib.suppress(errors.StoreUnavailable):
+                found = list(await self._cache.get_many([key.text for key in keys]))
+        now = time.time()
+        values: list[Any] = [None] * len(keys)
+        missing: list[int] = []
+        for place, one in enumerate(found):
+            if one is not None and one.state == VALUE and one.fresh_until > now:
+                self._hit(keys[place], began)
+                values[place] = decode(one.payload)
+            else:
+                missing.append(place)
+        if missing:
+            answers = await asyncio.gather(
+                *(self._answer(keys[p], load(keys[p]), found[p], began, budget) for p in missing)
+            )
+            for place, answer in zip(missing, answers, strict=True):
+                values[place] = answer.value
+        return values
+
+    # -- beyond a hit --------------------------------------------------------------------------------------
+
+    def _hit(self, key: Key, began: float) -> None:
+        name = key.kind.name
+        counter = self._hits.get(name)
+        if counter is None:
+            counter = self._hits[name] = self._metrics.reads.labels(name, "hit")
+        counter.inc()
+        self._count += 1
+        if not self._count % HIT_SAMPLE:
+            self._metrics.hit_seconds.observe(time.monotonic() - began)
+
+    async def _peek(self, key: Key, now: float) -> Found | None:
+        """Look into the cache if it counts and answers."""
+        if not self._trust.allows(now):
+            return None
+        try:
+            return await self._cache.get(key.text)
+        except errors.StoreUnavailable:
+            return None
+
+    async def _answer(self, key: Key, load: Load, found: Found | None, began: float, budget: float | None) -> Answer:
+        """Answer by the budget, come what may."""
+        seconds = self._budgets.hot if budget is None else budget
+        try:
+            async with asyncio.timeout(max(seconds - (time.monotonic() - began), 0.001)):
+                answer = await self._resolve(key, load, found)
+        except TimeoutError:
+            self._metrics.reads.labels(key.kind.name, "timeout").inc()
+            raise errors.TimedOut(
+                "read", key.text, f"no answer within {seconds:g} s", "Ask again: what was begun goes on."
+            ) from None
+        except errors.StoreUnavailable:
+            self._metrics.reads.labels(key.kind.name, "unavailable").inc()
+            raise
+        self._metrics.reads.labels(key.kind.name, answer.source).inc()
+        self._metrics.seconds.labels("hot").observe(time.monotonic() - began)
+        return answer
+
+    async def _resolve(self, key: Key, load: Load, found: Found | None) -> Answer:
+        for _ in range(_LOOKS_MAX):
+            if found is not None and found.header:
+                now = time.time()
+                if found.fresh_until > now:
+                    return Answer(decode(found.payload) if found.state == VALUE else None, "cache")
+                if found.state == VALUE and found.fresh_until + key.kind.stale_seconds > now:
+                    self._renew(key, load, found)
+                    return Answer(decode(found.payload), "stale")
+            try:
+                landing = await self._flights.ride(key.text, partial(self._fly, key=key, load=load, found=found))
+            except errors.StoreUnavailable:
+                return await self._last_resort(key)
+            if landing is not None:
+                return Answer(landing.value, landing.source)
+            found = await self._peek(key, time.monotonic())
+        # Others fill and writers fence, again and again: ask the database for ourselves.
+        return Answer(await load(), "database")
+
+    async def _last_resort(self, key: Key) -> Answer:
+        """The database does not answer: what the cache has is better than nothing, and is called what it is."""
+        reason = errors.StoreUnavailable("read", key.text, "neither cache nor database answers", "See `tiering fsck`.")
+        try:
+            found = await self._cache.get(key.text)
+        except errors.StoreUnavailable as exc:
+            raise reason from exc
+        if found.state not in (VALUE, NOTHING):
+            raise reason
+        value = decode(found.payload) if found.state == VALUE else None
+        return Answer(value, "cache" if found.fresh_until > time.time() else "stale", is_confirmed=False)
+
+    async def _fly(self, trip: Trip, *, key: Key, load: Load, found: Found | None) -> Landing:
+        """Fetch a value from the database, and leave it in the cache if nobody has written meanwhile."""
+        token = new_token()
+        held: Found | None = None
+        has_lease = False
+        if self._trust.allows(time.monotonic()) and (found is None or found.state != FENCE):
+            try:
+                held = await self._lease(key, token)
+                has_lease = held is None
+            except errors.StoreUnavailable:
+                has_lease = False
+        if held is not None and held.header and held.fresh_until > time.time():
+            return Landing(decode(held.payload) if held.state == VALUE else None, False, "cache")
+        try:
+            value = await load()
+        except BaseException:
+            if has_lease:
+                self._in_background(self._give_back(key, token))
+            raise
+        if not has_lease:
+            return Landing(value, is_current=False)
+        trip.close_doors()
+        try:
+            return Landing(value, is_current=await self._fill(key, lease(token), value))
+        except errors.StoreUnavailable:
+            return Landing(value, is_current=False)
+
+    async def _lease(self, key: Key, token: bytes) -> Found | None:
+        """Take the key's lease: None when it is ours, else what stands there: a value, a fence, somebody's lease."""
+        deadline = time.monotonic() + LEASE_WAIT_SECONDS
+        wait = 0.001
+        while True:
+            held = await self._cache.acquire(key.text, token, LEASE_MS)
+            if held is None or held.state != LEASE or time.monotonic() > deadline:
+                return held
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 0.01)
+
+    async def _fill(self, key: Key, expected: bytes, value: Any) -> bool:
+        seconds = self.lifetime(key) if value is not None else float(key.kind.missing_seconds)
+        if seconds <= 0:
+            return await self._cache.fill(key.text, expected, lambda _: b"", 0)
+        state, payload = (VALUE, encode(value)) if value is not None else (NOTHING, b"")
+        until = time.time() + seconds
+        stale = key.kind.stale_seconds if value is not None else 0
+        return await self._cache.fill(
+            key.text,
+            expected,
+            lambda stamp: pack_header(state, stamp, until) + payload,
+            max(1, int((seconds + stale) * 1000)),
+        )
+
+    async def _give_back(self, key: Key, token: bytes) -> None:
+        await self._cache.fill(key.text, lease(token), lambda _: b"", 0)
+
+    def _renew(self, key: Key, load: Load, found: Found) -> None:
+        """Fetch a stale value anew in the background; one client at a time does."""
+
+        async def renew() -> None:
+            until = time.time() + CLAIM_SECONDS
+            header = await self._cache.claim(key.text, found.header, lambda stamp: pack_header(VALUE, stamp, until))
+            if header is not None:
+                await self._fill(key, header, await load())
+
+        self._in_background(renew())
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._renewals.add(task)
+
+        def done(finished: asyncio.Task[None]) -> None:
+            self._renewals.discard(finished)
+            if not finished.cancelled():
+                finished.exception()  # the value stays stale, and the next reader tries again
+
+        task.add_done_callback(done)
+
+    def lifetime(self, key: Key) -> float:
+        """Choose how many seconds an entry of this key lives if it is stored now."""
+        kind = key.kind
+        if not kind.by_session and not kind.by_volatility:
+            return jittered(kind.seconds, self._dice.random())
+        now = datetime.now(UTC)
+        base, sessions = float(kind.seconds), None
+        if kind.by_session:
+            market = market_of(key)
+            sessions = self._calendars.sessions(market, now)
+            if sessions is None and self._calendars.has(market):  # not made yet: as if it traded
+                base = min(base, PHASE_SECONDS[Phase.TRADING])
+        volatility = self._volatility.get(key.part("symbol"))
+        # A volatility that nobody told shortens nothing.
+        by_volatility = kind.by_volatility and volatility is not None
+        return jittered(time_to_live(base, sessions, now, volatility, by_volatility=by_volatility), self._dice.random())
+
+    def close(self) -> None:
+        """End what goes on in the background."""
+        self._flights.close()
+        for task in self._renewals:
+            task.cancel()
