@@ -82,13 +82,17 @@ def guarded(stores: Stores, settings: Settings, policies: str) -> Iterator[Guard
 
 def back_up(guard: Guarded) -> Iterator[str]:
     """Take a full backup of every store; tell of each."""
-    settings, now = guard.settings, datetime.now(UTC)
+    settings = guard.settings
     assert settings.hot_mongo_url is not None
     assert settings.redis_url is not None
     tools = PgTools(find_postgres_bin())
-    yield _told(backup_postgres.backup(guard.catalogue, settings.hot_pg_url, "main", BackupKind.FULL, now, tools))
-    yield _told(backup_mongo.backup(guard.catalogue, settings.hot_mongo_url, "main", now))
-    yield _told(backup_redis.backup(guard.catalogue, settings.redis_url, "main", now))
+    yield _told(backup_postgres.backup(guard.catalogue, settings.hot_pg_url, "main", BackupKind.FULL, _now(), tools))
+    yield _told(backup_mongo.backup(guard.catalogue, settings.hot_mongo_url, "main", _now()))
+    yield _told(backup_redis.backup(guard.catalogue, settings.redis_url, "main", _now()))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _told(backup: Backup) -> str:

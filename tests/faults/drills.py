@@ -40,10 +40,10 @@ def run_planted(world: DrillWorld, defect: Defect, seed: int) -> DrillReport:
     """Plant one defect in a copy of the bucket, or in the primary, and drill."""
     with ExitStack() as undo:
         if defect.is_primary:
+            undo.callback(world.describe)
             plant = Planting(world, world.recovery, undo, lambda kit: kit, {})
             defect.plant(plant)
             world.beat_on(3)
-            undo.callback(world.describe)
         bucket = undo.enter_context(copied_bucket(world))
         settings = world.recovery.model_copy(update={"backup_bucket": bucket})
         if not defect.is_primary:
