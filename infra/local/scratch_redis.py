@@ -1,4 +1,4 @@
-"""Redis masters that load snapshots: isolated, without replicas, ended whatever happens."""
+"""Redis masters that load snapshots or append-only files: isolated, without replicas, ended whatever happens."""
 
 from __future__ import annotations
 
@@ -29,11 +29,18 @@ bind 127.0.0.1
 port {port}
 dir "{directory}"
 requirepass {password}
-appendonly no
+appendonly {appendonly}
 save ""
 maxmemory 0
 cluster-node-timeout 2000
 daemonize no
+"""
+# A set that was cut must not start: what is missing at its end would go unnoticed.
+OF_AOF = """\
+appenddirname aof
+appendfilename "{name}"
+aof-load-truncated no
+auto-aof-rewrite-percentage 0
 """
 OF_A_CLUSTER = "cluster-enabled yes\ncluster-port {bus}\ncluster-config-file nodes.conf\n"
 
@@ -77,12 +84,12 @@ def _start(
     running: ExitStack, home: Path, snapshot: Path, password: str, ports: set[int], is_cluster: bool
 ) -> tuple[Redis, Process, Path]:
     home.mkdir(mode=0o700)
-    shutil.copyfile(snapshot, home / "dump.rdb")
+    appended = _place(snapshot, home)
     port = choose_port(ports)
     bus = choose_port(ports | {port})
     ports |= {port, bus}
-    text = CONFIGURATION.format(port=port, directory=home, password=password)
-    write_private(home / "redis.conf", text + (OF_A_CLUSTER.format(bus=bus) if is_cluster else ""))
+    text = CONFIGURATION.format(port=port, directory=home, password=password, appendonly="yes" if appended else "no")
+    write_private(home / "redis.conf", text + appended + (OF_A_CLUSTER.format(bus=bus) if is_cluster else ""))
     log = home / "log"
     command = Command(home.name, [find_redis_server(), home / "redis.conf"], log, bare_environment(home))
     process = spawn(command)
@@ -90,6 +97,16 @@ def _start(
     client = Redis(port=port, password=password, socket_timeout=10, decode_responses=True)
     running.callback(client.close)
     return client, process, log
+
+
+def _place(snapshot: Path, home: Path) -> str:
+    """Put what is to be loaded where the server looks; return what its configuration needs for it."""
+    if snapshot.is_file():
+        shutil.copyfile(snapshot, home / "dump.rdb")
+        return ""
+    shutil.copytree(snapshot, home / "aof")
+    name = next((home / "aof").glob("*.manifest")).name.removesuffix(".manifest")
+    return OF_AOF.format(name=name)
 
 
 def _wait_loaded(client: Redis, process: Process, log: Path) -> None:

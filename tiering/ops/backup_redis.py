@@ -1,4 +1,4 @@
-"""Back Redis up: a snapshot of every master, as one set, with the map of slots it belongs to.
+"""Back Redis up: a snapshot of every master, or its append-only files, as one set with its map of slots.
 
 The masters' snapshots are of N moments close together, and nothing ties keys of different slots to one of them: a
 value that spans slots may be restored half. Redis is a cache here and never counts as a copy (DESIGN §4); what it holds
@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from tiering.errors import CommitConflict, PermanentError, StoreUnavailable
 from tiering.model_backup import Backup, BackupKind, StoredObject, StoreName
 from tiering.ops.catalogue import Catalogue, new_backup_id
+from tiering.stores.redis_aof import Beginning, held
 from tiering.stores.redis_wire import SLOTS, Master, Slots, Topology, at, look, snapshot
 
 Progress = Callable[[int, str], None]
@@ -36,6 +37,7 @@ class Part:
         expiring: how many of them have a time to live.
         offset: of the replication history.
         objects: that hold it.
+        files: of an append-only backup: names, the list of them first, and the objects of each.
     """
 
     node_id: str
@@ -44,6 +46,7 @@ class Part:
     expiring: int
     offset: int
     objects: tuple[StoredObject, ...]
+    files: tuple[tuple[str, tuple[StoredObject, ...]], ...] = ()
 
 
 def backup(
@@ -63,7 +66,29 @@ def backup(
         StoreUnavailable: a master does not answer, or slots are not served.
         CommitConflict: slots are on their way between masters, or went meanwhile; try again afterwards.
     """
-    backup_id = new_backup_id(BackupKind.FULL, now)
+    return _backup(catalogue, url, source, BackupKind.FULL, now, progress)
+
+
+def backup_aof(
+    catalogue: Catalogue, url: SecretStr, source: str, now: datetime, progress: Progress = lambda *_: None
+) -> Backup:
+    """Copy the append-only files of every master, whose data directories must be on this machine.
+
+    Args: see `backup`; the user may read the server's settings.
+
+    Raises:
+        PermanentError: a master keeps none, or elsewhere.
+        CommitConflict: as `backup`; or a master does nothing but rewrite its files.
+        LeaseHeld, StoreUnavailable: as `backup`.
+    """
+    return _backup(catalogue, url, source, BackupKind.AOF, now, progress)
+
+
+def _backup(
+    catalogue: Catalogue, url: SecretStr, source: str, kind: BackupKind, now: datetime, progress: Progress
+) -> Backup:
+    take = _take if kind is BackupKind.FULL else _take_aof
+    backup_id = new_backup_id(kind, now)
     prefix = f"backups/{StoreName.REDIS}/{source}/{backup_id}/"
     with catalogue.lease(StoreName.REDIS, source, backup_id, now):
         before = look(url)
@@ -71,13 +96,13 @@ def backup(
         parts, moments = [], []
         for number, master in enumerate(before.masters):
             moments.append(datetime.now(UTC))
-            parts.append(_take(catalogue, url, master, f"{prefix}master-{number:03d}.rdb.", progress))
+            parts.append(take(catalogue, url, master, f"{prefix}master-{number:03d}.", progress))
         after = look(url)
         check_settled(after, source)
         if (before.masters, before.epoch) != (after.masters, after.epoch):
             raise CommitConflict("back up", f"redis/{source}", "masters or slots changed meanwhile", "Try again.")
         found = Backup(
-            backup_id, StoreName.REDIS, source, BackupKind.FULL, None, "cluster" if before.is_cluster else "single",
+            backup_id, StoreName.REDIS, source, kind, None, "cluster" if before.is_cluster else "single",
             now, max(now, datetime.now(UTC)), "", "", tuple(stored for part in parts for stored in part.objects),
             _facts(before, parts, min(moments)),
         )  # fmt: skip
@@ -113,6 +138,7 @@ def parts_of(backup: Backup) -> list[Part]:
             Part(
                 str(one["node_id"]), tuple((int(begin), int(end)) for begin, end in one["slots"]), int(one["keys"]),
                 int(one["expiring"]), int(one["offset"]), tuple(objects[name] for name in one["objects"]),
+                tuple((str(file), tuple(objects[name] for name in names)) for file, names in one.get("files", [])),
             )
             for one in cast("list[dict[str, Any]]", backup.facts["masters"])
         ]  # fmt: skip
@@ -128,9 +154,23 @@ def moment_of(backup: Backup) -> datetime:
 def _take(catalogue: Catalogue, url: SecretStr, master: Master, prefix: str, progress: Progress) -> Part:
     subject = f"{master.host}:{master.port}"
     with snapshot(at(url, master), subject) as (about, stream):
-        objects = catalogue.vault.put_stream(prefix, stream)
+        objects = catalogue.vault.put_stream(f"{prefix}rdb.", stream)
     progress(sum(stored.size_bytes for stored in objects), subject)
     return Part(master.node_id, master.slots, about.keys, about.expiring, about.offset, objects)
+
+
+def _take_aof(catalogue: Catalogue, url: SecretStr, master: Master, prefix: str, progress: Progress) -> Part:
+    subject = f"{master.host}:{master.port}"
+    with held(at(url, master), subject) as found:
+        vault = catalogue.vault
+        listed = vault.put(f"{prefix}aof.manifest", found.manifest)
+        files: list[tuple[str, tuple[StoredObject, ...]]] = [(found.manifest_name, (listed,))]
+        for number, file in enumerate(found.files):
+            stream = Beginning(file, subject).as_file()
+            files.append((file.name, vault.put_stream(f"{prefix}aof-{number:03d}.", stream)))
+    objects = tuple(stored for _, those in files for stored in those)
+    progress(sum(stored.size_bytes for stored in objects), subject)
+    return Part(master.node_id, master.slots, found.keys, found.expiring, found.offset, objects, tuple(files))
 
 
 def _facts(topology: Topology, parts: list[Part], moment: datetime) -> Mapping[str, object]:
@@ -143,6 +183,7 @@ def _facts(topology: Topology, parts: list[Part], moment: datetime) -> Mapping[s
             "expiring": part.expiring,
             "offset": part.offset,
             "objects": [stored.name for stored in part.objects],
+            "files": [[name, [stored.name for stored in those]] for name, those in part.files],
         }
         for part, master in zip(parts, topology.masters, strict=True)
     ]

@@ -25,11 +25,13 @@ class LoadedKeys:
         loaded: keys it took in.
         expired: keys that were over.
         slots: that it claims in a cluster.
+        keys: that it has now.
     """
 
     loaded: int
     expired: int
     slots: frozenset[int]
+    keys: int
 
 
 def loaded(url: SecretStr) -> LoadedKeys:
@@ -45,7 +47,10 @@ def loaded(url: SecretStr) -> LoadedKeys:
                 if not word.startswith("["):
                     slots |= set(range(int(begin), int(end or begin) + 1))
         return LoadedKeys(
-            int(told["rdb_last_load_keys_loaded"]), int(told["rdb_last_load_keys_expired"]), frozenset(slots)
+            int(told["rdb_last_load_keys_loaded"]),
+            int(told["rdb_last_load_keys_expired"]),
+            frozenset(slots),
+            sum(int(space["keys"]) for space in node.info("keyspace").values()),
         )
 
 
