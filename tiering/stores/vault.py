@@ -166,6 +166,10 @@ class Vault:
         """Destroy objects; called by the sweep of backups only, after the retention plan was written down."""
         self._objects.delete(names)
 
+    def derive(self, purpose: bytes) -> bytes:
+        """Make 32 secret bytes for a purpose from the newest key, e.g. for names that tell nothing of what they name."""
+        return HKDF(SHA256(), KEY_BYTES, None, b"tiering vault " + purpose).derive(self._keys.newest()[1])
+
     def _seal(self, name: str, source: IO[bytes], target: IO[bytes]) -> tuple[str, int]:
         key_id, master = self._keys.newest()
         salt = os.urandom(16)
