@@ -17,6 +17,7 @@ import typer
 
 from tiering import cli_output as out
 from tiering import errors
+from tiering.cli_backups import backup, backups_app, restore, verify
 from tiering.cli_compact import compact
 from tiering.cli_drill import drill, evidence_app, recover
 from tiering.cli_erase import erase
@@ -261,9 +262,13 @@ app.command()(placement)
 app.command()(rehydrate)
 app.command()(compact)
 app.command()(erase)
+app.command()(backup)
+app.command()(verify)
+app.command()(restore)
 app.command()(drill)
 app.command()(recover)
 app.command()(heartbeat)
+app.add_typer(backups_app, name="backups")
 app.add_typer(evidence_app, name="evidence")
 app.add_typer(hold_app, name="hold")
 app.add_typer(objects_app, name="objects")

@@ -113,6 +113,18 @@ def load_url(variable: str) -> SecretStr:
     return SecretStr(found)
 
 
+def load_url(variable: str) -> SecretStr:
+    """Read a URL from an environment variable: on a command line everybody would see its password.
+
+    Raises:
+        SettingsError: it is not set.
+    """
+    found = os.environ.get(variable)
+    if not found:
+        raise SettingsError("read", variable, "not set in the environment", f"export {variable}=…, then run again.")
+    return SecretStr(found)
+
+
 def _missing(exc: ValidationError, hint: str) -> SettingsError:
     names = ", ".join("TIERING_" + str(err["loc"][0]).upper() + f" ({err['msg'].lower()})" for err in exc.errors())
     return SettingsError("read settings", names, "missing or malformed", hint)

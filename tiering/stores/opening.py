@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from tiering.errors import SettingsError
 from tiering.model import Policies
 from tiering.settings import Settings
 from tiering.stores.documents import Documents
@@ -19,7 +18,6 @@ from tiering.stores.ledger import Ledger
 from tiering.stores.objects import S3Objects
 from tiering.stores.postgres import Postgres
 from tiering.stores.timescale import choose_warm
-from tiering.stores.vault import Keyring, Vault
 from tiering.stores.warm import WarmTables
 
 
@@ -49,21 +47,6 @@ class Stores:
     def key(self, location: str) -> str:
         """Return the key of a lake object from its full name."""
         return self.objects.key(location)
-
-
-def open_vault(settings: Settings) -> Vault:
-    """Open the vault of backups that the settings name.
-
-    Raises:
-        SettingsError: there is no key, so nothing could be sealed or opened.
-    """
-    if settings.backup_key is None:
-        hint = "Set it to 32 random bytes in base64, kept also where no disaster reaches; `tiering stack up` draws one."
-        raise SettingsError("open the vault", "TIERING_BACKUP_KEY", "not set", hint)
-    objects = S3Objects(
-        settings.s3_url, settings.backup_bucket, settings.s3_access_key, settings.s3_secret_key, settings.s3_region
-    )
-    return Vault(objects, Keyring(settings.backup_key))
 
 
 @contextmanager
