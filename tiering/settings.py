@@ -45,6 +45,7 @@ class Settings(BaseSettings):
         default=None, description="32 bytes in base64 that sign the evidence of drills; default: made from backup_key"
     )
     policies: Path = Path("deployments/policies.yaml")
+    app_data_dir: Path | None = Field(default=None, description="files of the application that are backed up")
     scratch_dir: Path | None = Field(default=None, description="for files being written; default: the system's")
     journal_dir: Path = Field(
         default=Path(".tiering-journal"),
@@ -99,18 +100,6 @@ def load_settings(env_file: Path | None = None) -> Settings:
         return Settings(_env_file=env_file) if env_file else Settings()  # type: ignore[call-arg]
     except ValidationError as exc:
         raise _missing(exc, "Run `tiering stack up`, or set the variables (see README).") from None
-
-
-def load_url(variable: str) -> SecretStr:
-    """Read a URL from an environment variable: on a command line everybody would see its password.
-
-    Raises:
-        SettingsError: it is not set.
-    """
-    found = os.environ.get(variable)
-    if not found:
-        raise SettingsError("read", variable, "not set in the environment", f"export {variable}=…, then run again.")
-    return SecretStr(found)
 
 
 def load_url(variable: str) -> SecretStr:
