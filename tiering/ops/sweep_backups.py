@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from tiering.errors import LeaseHeld
-from tiering.model_backup import BackupStrategy, StoreName, StoreStrategy
+from tiering.model_backup import BackupStrategy, CatalogueEntry, StoreName, StoreStrategy
 from tiering.ops import backup_lease
 from tiering.ops.catalogue import REMOVED, Catalogue, Listed, began_at
+from tiering.ops.chunks import place_of
 from tiering.ops.wal_archive import histories
 from tiering.plan.recovery import parse_history
 from tiering.plan.retention import CLOCK_AHEAD_MAX, RetentionPlan, plan_retention
@@ -112,7 +113,8 @@ def _judge(sweep: _Sweep, strategy: StoreStrategy, source: str) -> Retained:
     entries = sweep.catalogue.entries(strategy.store, source)
     logs = sweep.catalogue.logs(strategy.store, source)
     plan = plan_retention(strategy, source, entries, logs, sweep.now, _forks(sweep, strategy.store, source))
-    return Retained(plan, tuple(_leftovers(sweep, strategy.store, source)))
+    kept = [verdict.entry for verdict in plan.backups if verdict.is_kept]
+    return Retained(plan, (*_leftovers(sweep, strategy.store, source), *_unshared(sweep, strategy.store, source, kept)))
 
 
 def _forks(sweep: _Sweep, store: StoreName, source: str) -> dict[tuple[str, int], str]:
@@ -135,6 +137,16 @@ def _leftovers(sweep: _Sweep, store: StoreName, source: str) -> Iterable[str]:
         backup_id = stat.key.split("/")[3]
         # Old by the name, which the one who backed up gave it, and by the bucket's own clock.
         if backup_id not in known and began_at(backup_id) < before and stat.modified_at < before:
+            yield stat.key
+
+
+def _unshared(sweep: _Sweep, store: StoreName, source: str, kept: Sequence[CatalogueEntry]) -> Iterable[str]:
+    """Name the chunks that no kept backup rests on; none while a record cannot be read: it may rest on any."""
+    if any(not entry.backup.objects for entry in kept):
+        return
+    in_use = {stored.name for entry in kept for stored in entry.backup.objects}
+    for stat in sweep.catalogue.vault.names(place_of(store, source)):
+        if stat.key not in in_use and stat.modified_at < sweep.now - LEFTOVER_AFTER:
             yield stat.key
 
 
