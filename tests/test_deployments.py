@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from deployments.limits import limits
 from tests.test_cli import environment
 from tiering.model import Dataset
+from tiering.plan.backups import cron_of, parse_strategy
 from tiering.plan.policies import parse_policies
 from tiering.settings import Settings
 
@@ -33,6 +34,9 @@ PROJECT = Path(__file__).parents[1]
 DOCUMENT: dict[str, Any] = yaml.safe_load((PROJECT / "prefect.yaml").read_text())
 DEPLOYMENTS: list[dict[str, Any]] = DOCUMENT["deployments"]
 NAMES = [f"{entry['entrypoint'].rsplit('.', 1)[-1]}/{entry['name']}" for entry in DEPLOYMENTS]
+
+# Promised by the strategy, and not taken yet.
+LATER = {("redis", "aof"), ("application_data", "full"), ("configuration", "full"), ("lake", "full")}
 
 each_deployment = pytest.mark.parametrize("entry", DEPLOYMENTS, ids=NAMES)
 
@@ -122,6 +126,22 @@ def test_every_class_and_all_have_their_flows() -> None:
     assert {"archive", "sweep", "placement"} <= for_all
     hourly = next(e for n, e in zip(NAMES, DEPLOYMENTS, strict=True) if n == "hot_to_warm/social-data")
     assert [schedule["cron"].split()[1:] for schedule in hourly["schedules"]] == [["*"] * 4], "posts are hot for 4 h"
+
+
+def test_backups_are_taken_when_the_owners_strategy_says() -> None:
+    strategy = parse_strategy((PROJECT / "deployments/policies.yaml").read_text(), "policies.yaml")
+    promised = {
+        (str(one.store), str(schedule.kind)): set(cron_of(schedule))
+        for one in strategy.stores
+        for schedule in one.schedules
+    }
+    taken = {
+        (entry["parameters"]["store"], entry["parameters"]["kind"]): {one["cron"] for one in entry["schedules"]}
+        for entry in DEPLOYMENTS
+        if flow_of(entry).name == "backup"
+    }
+    assert taken == {key: crons for key, crons in promised.items() if key not in LATER}
+    assert {"backup-retention", "log-gaps"} <= {flow_of(entry).name for entry in DEPLOYMENTS}
 
 
 def test_the_automation_ends_runs_that_no_longer_beat() -> None:
