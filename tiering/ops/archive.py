@@ -7,7 +7,7 @@ Does not: wait for a restore.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -15,7 +15,7 @@ from tiering import errors
 from tiering.model import State, StorageClass, Tier
 from tiering.ops import restores
 from tiering.ops.work import Work
-from tiering.plan.storage import RANKS, RESTORE_DAYS, next_class
+from tiering.plan.storage import RANKS, RESTORE_DAYS, known_class, next_class
 from tiering.stores.joined import change_files
 from tiering.stores.object_rows import ObjectRecord, put_objects
 from tiering.stores.opening import Stores
@@ -104,15 +104,7 @@ def ask_for(
     row = _row(stores, record, "", record.storage_class)
     status = restores.ask(stores, row, now, days, speed)
     if status.ready_at is not None:
-        raise errors.InDeepArchive(
-            "read",
-            str(record.unit),
-            f"cold, restore requested, ready about {status.ready_at:%Y-%m-%d %H:%M}Z",
-            f"Ask again then; `tiering objects status --dataset {record.unit.dataset}` tells how far it is.",
-            key=row.key,
-            is_requested=True,
-            ready_about=status.ready_at,
-        )
+        raise _not_yet(str(record.unit), record.unit.dataset, row.key, status.ready_at)
 
 
 def ask_for_all(stores: Stores, records: Iterable[UnitRecord], now: datetime) -> None:
@@ -129,6 +121,45 @@ def ask_for_all(stores: Stores, records: Iterable[UnitRecord], now: datetime) ->
             waiting.append(exc)
     if waiting:
         raise max(waiting, key=lambda exc: exc.ready_about or now)
+
+
+def ask_for_datasets(stores: Stores, datasets: Iterable[str], now: datetime) -> None:
+    """Return if every lake object of some datasets can be read; else ask for all those that cannot.
+
+    Superseded objects too, which no unit names: only by reading them is it known what is in them.
+
+    Raises:
+        InDeepArchive: see `ask_for`; of the one that is ready last.
+    """
+    waiting = [(row.ready_at, row) for name in datasets for row in _ask(stores, name, now) if row.ready_at is not None]
+    if waiting:
+        ready_at, last = max(waiting, key=lambda one: one[0])
+        names = ", ".join(sorted({row.dataset for _, row in waiting}))
+        raise _not_yet(f"{len(waiting)} objects of {names}", last.dataset, last.key, ready_at)
+
+
+def _ask(stores: Stores, dataset: str, now: datetime) -> Iterator[ObjectRecord]:
+    units = {stores.key(home.location): home.unit for home in stores.ledger.units(dataset) if home.tier is Tier.COLD}
+    for found in stores.objects.list(f"lake/{dataset}/"):
+        if known_class(found.storage_class) is OUT_OF_SIGHT:
+            unit = units.get(found.key)
+            begin, made = (unit.begin, unit.end) if unit else (found.modified_at, found.modified_at)
+            row = ObjectRecord(
+                stores.objects.bucket, found.key, dataset, begin, found.etag, found.size, made, OUT_OF_SIGHT
+            )
+            yield restores.ask(stores, row, now, RESTORE_DAYS, "Standard")
+
+
+def _not_yet(subject: str, dataset: str, key: str, ready_at: datetime) -> errors.InDeepArchive:
+    return errors.InDeepArchive(
+        "read",
+        subject,
+        f"cold, restore requested, ready about {ready_at:%Y-%m-%d %H:%M}Z",
+        f"Ask again then; `tiering objects status --dataset {dataset}` tells how far it is.",
+        key=key,
+        is_requested=True,
+        ready_about=ready_at,
+    )
 
 
 def _row(stores: Stores, unit: UnitRecord, etag: str, storage_class: StorageClass) -> ObjectRecord:

@@ -20,7 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from tiering import errors
 from tiering.model import Dataset, Form
-from tiering.ops import erase_documents, erase_lake, erase_proof, erase_tables, lifecycle
+from tiering.ops import archive, erase_documents, erase_lake, erase_proof, erase_tables, lifecycle
 from tiering.ops.audit import note_head
 from tiering.plan.erase import OUT_OF_REACH, Found, Obstacle, Person, certificate_text, refused
 from tiering.plan.spans import due, unit_of
@@ -113,9 +113,12 @@ def erase(
 
     Raises:
         ErasureRefused: a hold or lock is in the way; nothing was touched.
+        InDeepArchive: objects must be restored before anybody knows whether the person is in them; that was asked
+            for, nothing was touched, and the error says when to run it again.
         LeaseHeld: a unit kept being moved, or another erasure runs; run it again.
     """
     with erasures.alone(stores.warm):
+        archive.ask_for_datasets(stores, [dataset.name for dataset in datasets(stores)], now)
         outlook = look(stores, person)
         if outlook.obstacles and not except_locked:
             raise refused(outlook.obstacles)

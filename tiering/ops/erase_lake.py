@@ -21,6 +21,7 @@ from psycopg2.extensions import connection as Connection
 from tiering import errors
 from tiering.model import Column, Dataset, Fingerprint, Form, Tier, Unit
 from tiering.ops import rehydrate_documents
+from tiering.ops.archive import is_out_of_lake
 from tiering.ops.export import fetched
 from tiering.ops.work import demand_equal
 from tiering.plan.erase import Found, Person, minus
@@ -178,7 +179,7 @@ def _swap(stores: Stores, dataset: Dataset, rewritten: Sequence[Rewritten], eras
             stores.lake,
             dataset.name,
             add=[LakeFile(r.new.location, r.new.size_bytes, r.new.row_count) for r in swapped if r.new],
-            remove=[r.old.location for r in swapped],
+            remove=[r.old.location for r in swapped if not is_out_of_lake(r.old)],
         )
         for item in swapped:
             if item.new:
