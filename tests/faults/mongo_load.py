@@ -26,13 +26,19 @@ State = dict[str, tuple[tuple[bytes, ...], tuple[str, ...]]]
 """Namespace → its documents, sorted, and the names of its indexes; of a view, neither."""
 
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
-_BUSY = 112  # a conflict with another writer: nothing was changed
+_REFUSED = (2, 14, 28, 112)
+"""Codes of changes that do not fit the document, or meet another writer: nothing was changed."""
 
 
 class Load:
-    """Changes of one writer, chosen by its dice."""
+    """Changes of one writer, chosen by its dice.
+
+    Attributes:
+        renames: collections too; a backup refuses when that happens while it is taken.
+    """
 
     def __init__(self, url: str, dice: random.Random) -> None:
+        self.renames = True
         self._client: MongoClient[dict[str, Any]] = MongoClient(url)
         self._dice = dice
         self._count = 0
@@ -51,7 +57,7 @@ class Load:
         try:
             getattr(self, f"_{self._dice.choice(names)}")()
         except OperationFailure as exc:
-            if exc.code != _BUSY:
+            if exc.code not in _REFUSED:
                 raise
 
     def _pick(self) -> Collection[dict[str, Any]]:
@@ -132,7 +138,7 @@ class Load:
         target = self._pick()
         there = target.database.list_collection_names()
         free = [name for name in (*COLLECTIONS, "spare") if name not in there]
-        if target.name in there and free and self._dice.random() < 0.3:
+        if self.renames and target.name in there and free and self._dice.random() < 0.3:
             target.rename(self._dice.choice(free))
 
     def _capped(self) -> None:

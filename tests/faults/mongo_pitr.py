@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import threading
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +20,6 @@ from pymongo import MongoClient
 from infra.local import Stack
 from tests.faults.mongo_load import Load, State, differences, state_of
 from tests.wait import wait_until
-from tiering.errors import CommitConflict
 from tiering.model_backup import Backup
 from tiering.ops import backup_mongo, oplog, restore_mongo
 from tiering.ops.catalogue import Catalogue
@@ -96,20 +94,19 @@ def record(catalogue: Catalogue, stack: Stack, seed: int, changes: int) -> tuple
     backups: list[Backup] = []
 
     def back_up() -> None:
-        # It refuses when a collection is renamed meanwhile.
-        with suppress(CommitConflict):
-            backups.append(backup_mongo.backup(catalogue, url, "main", datetime.now(UTC)))
+        backups.append(backup_mongo.backup(catalogue, url, "main", datetime.now(UTC)))
 
     with Archiver(catalogue, url) as archiver, Load(url.get_secret_value(), random.Random(seed)) as load:
         client: Client = MongoClient(url.get_secret_value())
         for _ in range(changes // 4):
             load.step()
         wait_until(lambda: archiver.told, what="the archiver has begun")
-        while not backups:
-            thread = threading.Thread(target=back_up)
-            thread.start()
-            while thread.is_alive():
-                load.step()
+        load.renames = False
+        thread = threading.Thread(target=back_up)
+        thread.start()
+        while thread.is_alive():
+            load.step()
+        load.renames = True
         before, since = state_of(client), _newest(client)
         while len(moments) < changes:
             load.step()
