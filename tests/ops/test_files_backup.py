@@ -145,7 +145,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_or_named(catalogue: 
     backup = take(catalogue, tree, progress=once)
     assert backup.facts["torn"] == []
     assert restore_files.prove(catalogue, backup, NOW) == 303
-    listed = {one.node.path: one.node for one in backup_files.read_list(catalogue.vault, backup)[1]}
+    listed = {one.node.path: one.node for one in backup_files.list_of(catalogue.vault, backup)[1]}
     assert listed["history.db"].size == 6 << 20
 
     stop = threading.Event()

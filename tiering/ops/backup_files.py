@@ -14,18 +14,16 @@ stood still is kept as `torn` and named in the backup's facts, or refused (`stri
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tiering.errors import CommitConflict, CorruptCopy
-from tiering.model_backup import Backup, BackupKind, BackupState, StoreName
+from tiering.model_backup import Backup, BackupKind, BackupState, StoredObject, StoreName
 from tiering.ops.catalogue import Catalogue, new_backup_id
-from tiering.ops.chunks import ChunkWriter, Piece, once, place_of, spoiled
+from tiering.ops.chunks import ChunkWriter, Piece, once, place_of, put_list, read_list, spoiled
 from tiering.stores.file_tree import DIRECTORY, FILE, Node, SteadyFile, walk
 from tiering.stores.vault import Vault
 
@@ -102,8 +100,11 @@ def backup(
             hint = "Try again, when nobody writes there."
             raise CommitConflict("back up", f"{store}/{source}", f"{reading.torn[0]} changes all the time", hint)
         found = writer.locate([(begin, node.size) for begin, node in reading.nodes])
-        listed = [Listed(node, pieces) for (_, node), pieces in zip(reading.nodes, found, strict=True)]
-        parts = put_list(catalogue.vault, f"{prefix}{LIST}", writer, listed)
+        lines = (
+            [asdict(node), [astuple(piece) for piece in pieces]]
+            for (_, node), pieces in zip(reading.nodes, found, strict=True)
+        )
+        parts = put_list(catalogue.vault, f"{prefix}{LIST}", writer.table, lines)
         facts: dict[str, object] = {
             "files": sum(node.kind == FILE for _, node in reading.nodes),
             "bytes": sum(node.size for _, node in reading.nodes),
@@ -206,30 +207,14 @@ def digest_of(nodes: Iterable[Node]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-# -- the list of a snapshot --------------------------------------------------------------------------------------------
-
-
-def put_list(vault: Vault, prefix: str, writer: ChunkWriter, listed: Sequence[Listed]) -> tuple[Any, ...]:
-    """Store the list: the table of chunks, then a line for each file."""
-    body = io.BytesIO()
-    body.write(json.dumps([stored.name for stored in writer.table]).encode())
-    for one in listed:
-        pieces = [[piece.chunk, piece.begin, piece.length] for piece in one.pieces]
-        body.write(b"\n" + json.dumps([asdict(one.node), pieces]).encode())
-    body.seek(0)
-    return vault.put_stream(prefix, body)
-
-
-def read_list(vault: Vault, backup: Backup) -> tuple[list[str], list[Listed]]:
+def list_of(vault: Vault, backup: Backup) -> tuple[list[StoredObject], list[Listed]]:
     """Read the table of chunks and the files of a snapshot.
 
     Raises:
         CorruptCopy: it is not what was stored.
     """
-    parts = backup.objects[: int(str(backup.facts["list_objects"]))]
-    head, *lines = b"".join(vault.fetch(part) for part in parts).split(b"\n")
+    table, lines = read_list(vault, backup)
     try:
-        told = [json.loads(line) for line in lines]
-        return json.loads(head), [Listed(Node(**node), tuple(Piece(*one) for one in pieces)) for node, pieces in told]
+        return table, [Listed(Node(**node), tuple(Piece(*one) for one in pieces)) for node, pieces in lines]
     except (ValueError, TypeError) as exc:
         raise CorruptCopy("read", backup.backup_id, f"its list is not understood: {exc}") from exc

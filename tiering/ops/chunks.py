@@ -11,12 +11,14 @@ A part that was found spoiled is never counted on again: the next backup stores 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from tiering.errors import AlreadyExists, CorruptCopy, NotFound
 from tiering.model_backup import Backup, BackupState, CatalogueEntry, StoredObject, StoreName
@@ -167,19 +169,36 @@ class ChunkReader:
         return self._held[number].result()
 
 
+def put_list(
+    vault: Vault, prefix: str, table: Sequence[StoredObject], lines: Iterable[object]
+) -> tuple[StoredObject, ...]:
+    """Store the list of a backup: the names of its chunks, then a line of JSON for each thing in it."""
+    body = io.BytesIO()
+    body.write(json.dumps([stored.name for stored in table]).encode())
+    for line in lines:
+        body.write(b"\n" + json.dumps(line).encode())
+    body.seek(0)
+    return vault.put_stream(prefix, body)
+
+
+def read_list(vault: Vault, backup: Backup) -> tuple[list[StoredObject], list[Any]]:
+    """Read the table of chunks and the lines of a backup's list.
+
+    Raises:
+        CorruptCopy: it is not what was stored.
+    """
+    parts = backup.objects[: int(str(backup.facts["list_objects"]))]
+    head, *lines = b"".join(vault.fetch(part) for part in parts).split(b"\n")
+    try:
+        names, told = json.loads(head), [json.loads(line) for line in lines]
+    except ValueError as exc:
+        raise CorruptCopy("read", backup.backup_id, f"its list is not understood: {exc}") from exc
+    known = {stored.name: stored for stored in backup.objects}
+    if missing := [name for name in names if name not in known]:
+        raise CorruptCopy("read", backup.backup_id, f"its list names {missing[0]}, which it does not have")
+    return [known[name] for name in names], told
+
+
 def once(objects: Iterable[StoredObject]) -> tuple[StoredObject, ...]:
     """List each object once, in the order of first use."""
     return tuple({stored.name: stored for stored in objects}.values())
-
-
-def table_of(backup: Backup, names: Sequence[str]) -> list[StoredObject]:
-    """Find the objects of a backup's table of chunks.
-
-    Raises:
-        CorruptCopy: the backup has no such object.
-    """
-    known = {stored.name: stored for stored in backup.objects}
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise CorruptCopy("read", backup.backup_id, f"its list names {missing[0]}, which it does not have")
-    return [known[name] for name in names]

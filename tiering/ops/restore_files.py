@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tiering.errors import CorruptCopy, NotFound, TieringError, VerificationError
 from tiering.model_backup import Backup, BackupState, CatalogueEntry, StoreName
-from tiering.ops.backup_files import Reading, Sources, digest_of, read_list
+from tiering.ops.backup_files import Reading, Sources, digest_of, list_of
 from tiering.ops.catalogue import Catalogue
-from tiering.ops.chunks import ChunkReader, find_spoiled, table_of
+from tiering.ops.chunks import ChunkReader, find_spoiled
 from tiering.stores.file_tree import FILE, TreeWriter
 from tiering.stores.vault import Vault
 
@@ -72,8 +72,7 @@ def restore(
         CorruptCopy: a part is not what was stored; what was written by then is right, but not all.
         StoreFull: no room.
     """
-    names, listed = read_list(vault, backup)
-    table = table_of(backup, names)
+    table, listed = list_of(vault, backup)
     with TreeWriter(into) as tree, ChunkReader(vault, table) as reader:
         for one in listed:
             tree.add(one.node, reader.read(one.pieces))

@@ -23,7 +23,7 @@ from tiering import errors
 FILE, DIRECTORY, LINK = "file", "dir", "link"
 BLOCK = 1 << 20
 ATTEMPTS = 3
-# Times of files advance in ticks of the kernel: a change within the tick of the look before shows in none of them.
+# Times of files advance in ticks of the kernel: what changes within the tick of the look before has no other time.
 _TICK_NS = 20_000_000
 
 
@@ -123,7 +123,7 @@ class SteadyFile:
             PermanentError: the disk does not give it.
         """
         done = 0
-        for attempt in range(1, ATTEMPTS + 1):
+        for _ in range(ATTEMPTS):
             descriptor = self._open()
             if descriptor is None:
                 self.is_gone = True
@@ -131,22 +131,21 @@ class SteadyFile:
             self.begin, digest = done, hashlib.sha256()
             with os.fdopen(descriptor, "rb", buffering=0) as file:
                 before = os.fstat(descriptor)
+                if time.time_ns() - before.st_ctime_ns < _TICK_NS:
+                    time.sleep(_TICK_NS / 1e9)
                 while block := self._block(file):
                     digest.update(block)
                     done += len(block)
                     yield block
                 after = os.fstat(descriptor)
             is_torn = _looks(before) != _looks(after) or after.st_size != done - self.begin
-            is_recent = time.time_ns() - max(after.st_ctime_ns, after.st_mtime_ns) < _TICK_NS
             told = _node(self.node.path, FILE, after)
             self.node = Node(
                 told.path, FILE, told.mode, told.mtime_ns, told.uid, told.gid, done - self.begin, digest.hexdigest(),
                 is_torn=is_torn,
             )  # fmt: skip
-            if not is_torn and not is_recent:
+            if not is_torn:
                 return
-            if attempt < ATTEMPTS:
-                time.sleep(_TICK_NS / 1e9)
 
     def _block(self, file: IO[bytes]) -> bytes:
         try:
