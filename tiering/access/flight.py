@@ -8,7 +8,7 @@ others take the next one, together. So ten thousand misses cost one query, or tw
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +34,17 @@ class Landing:
 class Trip:
     """One trip under way. It closes its doors before it asks whether its answer is current."""
 
-    __slots__ = ("following", "is_boarding", "task")
+    __slots__ = ("following", "is_boarding", "left_at", "task")
 
     def __init__(self) -> None:
         self.is_boarding = True
+        self.left_at = math.inf
         self.task: asyncio.Task[Landing]
         self.following: Trip | None = None
+
+    def leave(self, now: float) -> None:
+        """Note when the database is looked at: who asked before that may have the answer, proven current or not."""
+        self.left_at = now
 
     def close_doors(self) -> None:
         """Take nobody aboard any more: whoever asks from now on, asks after the proof was sent."""
@@ -55,8 +60,13 @@ class Flights:
     def __len__(self) -> int:
         return len(self._trips)
 
-    async def ride(self, name: str, fly: Callable[[Trip], Awaitable[Landing]]) -> Landing | None:
+    async def ride(self, name: str, fly: Callable[[Trip], Awaitable[Landing]], began: float) -> Landing | None:
         """Make the trip, or share one; errors are shared as answers are. Cancelling a passenger cancels no trip.
+
+        Args:
+            name: of what is asked for.
+            fly: makes the trip.
+            began: when the passenger asked.
 
         Returns:
             None where a trip landed whose doors were closed when we came: what it left in the cache answers us.
@@ -66,8 +76,13 @@ class Flights:
             return await asyncio.shield(self._depart(name, fly).task)
         was_boarding = trip.is_boarding
         landing: Landing | None = None
-        with contextlib.suppress(TieringError):  # theirs; ours may go better
+        try:
             landing = await asyncio.shield(trip.task)
+        except TieringError:
+            if began < trip.left_at:
+                raise
+        if landing is not None and began < trip.left_at:
+            return landing
         if landing is not None and landing.is_current:
             return landing if was_boarding else None
         # It left before we asked. All who are in this place share one trip after it.

@@ -167,7 +167,7 @@ class Reading:
         seconds = self._budgets.hot if budget is None else budget
         try:
             async with asyncio.timeout(max(seconds - (time.monotonic() - began), 0.001)):
-                answer = await self._resolve(key, load, found)
+                answer = await self._resolve(key, load, found, began)
         except TimeoutError:
             self._metrics.reads.labels(key.kind.name, "timeout").inc()
             raise errors.TimedOut(
@@ -180,7 +180,7 @@ class Reading:
         self._metrics.seconds.labels("hot").observe(time.monotonic() - began)
         return answer
 
-    async def _resolve(self, key: Key, load: Load, found: Found | None) -> Answer:
+    async def _resolve(self, key: Key, load: Load, found: Found | None, began: float) -> Answer:
         for _ in range(_LOOKS_MAX):
             if found is not None and found.header:
                 now = time.time()
@@ -190,7 +190,7 @@ class Reading:
                     self._renew(key, load, found)
                     return Answer(decode(found.payload), "stale")
             try:
-                landing = await self._flights.ride(key.text, partial(self._fly, key=key, load=load, found=found))
+                landing = await self._flights.ride(key.text, partial(self._fly, key=key, load=load, found=found), began)
             except errors.StoreUnavailable:
                 return await self._last_resort(key)
             if landing is not None:
@@ -218,12 +218,13 @@ class Reading:
         has_lease = False
         if self._trust.allows(time.monotonic()) and (found is None or found.state != FENCE):
             try:
-                held = await self._lease(key, token)
+                held = await self._lease(trip, key, token)
                 has_lease = held is None
             except errors.StoreUnavailable:
                 has_lease = False
         if held is not None and held.header and held.fresh_until > time.time():
             return Landing(decode(held.payload) if held.state == VALUE else None, False, "cache")
+        trip.leave(time.monotonic())
         try:
             value = await load()
         except BaseException:
@@ -238,11 +239,12 @@ class Reading:
         except errors.StoreUnavailable:
             return Landing(value, is_current=False)
 
-    async def _lease(self, key: Key, token: bytes) -> Found | None:
+    async def _lease(self, trip: Trip, key: Key, token: bytes) -> Found | None:
         """Take the key's lease: None when it is ours, else what stands there: a value, a fence, somebody's lease."""
         deadline = time.monotonic() + LEASE_WAIT_SECONDS
         wait = 0.001
         while True:
+            trip.leave(time.monotonic())
             held = await self._cache.acquire(key.text, token, LEASE_MS)
             if held is None or held.state != LEASE or time.monotonic() > deadline:
                 return held
