@@ -122,6 +122,16 @@ CREATE TABLE IF NOT EXISTS tiering.rehydrated (
     PRIMARY KEY (dataset, begin_at)
 );
 
+-- Documents in a cold unit's file that went on in another unit, under another time: readers leave them out, and the
+-- unit's next merge does.
+CREATE TABLE IF NOT EXISTS tiering.superseded (
+    dataset  text        NOT NULL,
+    begin_at timestamptz NOT NULL,
+    end_at   timestamptz NOT NULL,
+    id       bytea       NOT NULL,
+    PRIMARY KEY (dataset, begin_at, id)
+);
+
 -- Joined lake files: each stands in the Iceberg table for the objects of several units, which stay the ones that count.
 CREATE TABLE IF NOT EXISTS tiering.joined (
     location   text        PRIMARY KEY,

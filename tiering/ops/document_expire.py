@@ -9,6 +9,7 @@ from tiering.model import State, Tier
 from tiering.ops import documents, expire, rehydrate_documents
 from tiering.ops.work import Work
 from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json
+from tiering.stores.superseded import clear_superseded
 
 
 def seal(work: Work) -> MoveRecord:
@@ -52,6 +53,7 @@ def commit(work: Work) -> MoveRecord:
         unit = _unit(work)
         if unit.tier is Tier.COLD:
             rehydrate_documents.forget(work.stores, connection, work.dataset, work.unit.begin)
+            clear_superseded(connection, work.unit)
         _retire(work, connection, unit)
         last = UnitRecord(work.unit, Tier.EXPIRED, "", False, 0, 0, unit.fingerprint, unit.sha256)
         work.stores.ledger.put_unit(connection, last)

@@ -10,6 +10,7 @@ from tiering.ops import archive, document_export, documents, export, rehydrate_d
 from tiering.ops.work import Work
 from tiering.stores.bson_batches import RawBatch, ids, print_of
 from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_to_json
+from tiering.stores.superseded import clear_superseded, list_superseded
 
 
 def seal(work: Work) -> MoveRecord:
@@ -56,6 +57,7 @@ def commit(work: Work) -> MoveRecord:
         documents.trash_superseded(work, connection)
         if old.tier is Tier.COLD:
             rehydrate_documents.forget(work.stores, connection, work.dataset, work.unit.begin)
+            clear_superseded(connection, work.unit)
             record = export.publish(work, connection, replaces=old)
         else:
             unit = UnitRecord(work.unit, Tier.WARM, old.location, False, record.row_count, record.bytes_after)
@@ -75,6 +77,8 @@ def _old_copy(work: Work) -> UnitRecord:
 def _merged(work: Work, old: UnitRecord) -> Iterator[RawBatch]:
     """Yield each document of a cold unit once: as it is hot, else as it is still warm, else as the old file has it.
 
+    Those of the old file that went on in another unit are left out.
+
     What is both hot and warm leaves the warm collection here: else it would be seen again when the hot one goes.
     """
     seen: set[bytes] = set()
@@ -89,6 +93,8 @@ def _merged(work: Work, old: UnitRecord) -> Iterator[RawBatch]:
         if newer:
             with documents.fenced(work):
                 documents.displace(work, warm, documents.unseen(batch, {*ids(batch)} - newer))
+    with work.stores.warm.transaction("list superseded of", str(work.unit), read_only=True) as connection:
+        seen |= {one.key for one in list_superseded(connection, work.dataset.name, work.unit.begin)}
     for batch in documents.file_batches(work, old):
         yield documents.unseen(batch, seen)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from tiering.stores.bson_typed import RAW_COLUMN, document_columns, typed
 from tiering.stores.documents import Documents
 from tiering.stores.opening import Stores
 from tiering.stores.records import MoveRecord, UnitRecord, fingerprint_from_json, fingerprint_to_json
+from tiering.stores.superseded import list_superseded, put_superseded
 
 AT_CHECK = "copied_at_check"
 """Among a move's details: the copy is there already. Taken off by the step that finds it, so that it counts once."""
@@ -121,6 +122,11 @@ def survey_hot(stores: Stores, dataset: Dataset) -> tuple[list[Residence], list[
         for unit in _units_with_documents(left, dataset, until=max(cold.values())):
             if unit.begin in cold:
                 waiting[unit] = waiting.get(unit, 0) + left.count(unit)
+        with stores.warm.transaction("list superseded of", dataset.name, read_only=True) as connection:
+            for one in list_superseded(connection, dataset.name):
+                if one.begin in cold:
+                    gone = Unit(dataset.name, one.begin, one.end)
+                    waiting[gone] = waiting.get(gone, 0) + 1
     return found, sorted(waiting.items()), newest
 
 
@@ -400,7 +406,32 @@ def settle(work: Work) -> None:
         for batch in _to_remove(work, place):
             with fenced(work):
                 place.documents.remove_unchanged(place.collection, batch, place.time_field)
+    if work.record.details.get("key"):
+        _note_superseded(work)
     work.advance_alone(work.record.state, details={"unsettled": None})
+
+
+def _note_superseded(work: Work) -> None:
+    """Record which documents of a file went on with a time outside of its unit: no merge of the unit would meet them.
+
+    Once is enough: what is in no collection now can only come back as a document of its own.
+    """
+    for batch in _copy_batches(work):
+        for place in (hot_of(work), warm_of(work)):
+            keys = _gone_on(work, place.documents.find(place.collection, ids(batch)))
+            if keys:
+                with work.stores.warm.transaction("supersede", str(work.unit)) as connection:
+                    work.stores.ledger.demand_lease(connection, work.record)
+                    put_superseded(connection, work.unit, keys)
+
+
+def _gone_on(work: Work, left: RawBatch) -> list[bytes]:
+    """Name those documents that are of another unit now, or of none."""
+    if not len(left):
+        return []
+    unit, times = work.unit, typed(left, work.dataset)[0].column(work.dataset.time_column).to_pylist()
+    known = zip(ids(left), times, strict=True)
+    return [key for key, at in known if at is None or not unit.begin <= at.replace(tzinfo=UTC) < unit.end]
 
 
 def _to_remove(work: Work, place: Place) -> Iterator[RawBatch]:

@@ -15,11 +15,14 @@ import pyarrow as pa
 from tiering.errors import NotFound
 from tiering.model import EXACT_COLUMN, Tier, Unit
 from tiering.ops import archive, documents
-from tiering.ops.query_engine import Progress, Scan, define_view, fill
+from tiering.ops.query_engine import Progress, Scan, define_view, fill, fill_superseded
 from tiering.plan.spans import EARLIEST, LATEST, unit_of
+from tiering.stores.bson_batches import only_ids
 from tiering.stores.bson_typed import typed
 from tiering.stores.opening import Stores
 from tiering.stores.parquet_schema import arrow_schema
+from tiering.stores.records import UnitRecord
+from tiering.stores.superseded import list_superseded
 
 
 def fetch(engine: Any, stores: Stores, scan: Scan, progress: Progress) -> list[datetime]:
@@ -45,9 +48,21 @@ def fetch(engine: Any, stores: Stores, scan: Scan, progress: Progress) -> list[d
     cold = [r for r in before if r.tier is Tier.COLD and r.unit.end > begin and r.unit.begin < end]
     if scan.now:
         archive.ask_for_all(stores, cold, scan.now)
+    _fill_superseded(engine, stores, scan, cold)
     define_view(engine, scan, [record.location for record in cold])
     progress("cold files", len(cold))
     return [unit.begin for unit in homes]
+
+
+def _fill_superseded(engine: Any, stores: Stores, scan: Scan, cold: Sequence[UnitRecord]) -> None:
+    """Tell the engine which documents of the files count no more: they went on in another unit."""
+    with stores.warm.transaction("query", scan.dataset.name, read_only=True) as connection:
+        found = list_superseded(connection, scan.dataset.name)
+    groups = []
+    for unit in (record.unit for record in cold):
+        if keys := [one.key for one in found if one.begin == unit.begin]:
+            groups.append((typed(only_ids(keys), scan.dataset)[0].column("_id"), unit.begin, unit.end))
+    fill_superseded(engine, scan, groups)
 
 
 def _widened(scan: Scan) -> tuple[datetime, datetime]:

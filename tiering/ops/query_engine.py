@@ -139,6 +139,17 @@ def fill(engine: Any, scan: Scan, place: str, batches: Iterable[pa.RecordBatch],
         log.warning("values shown as NULL that only _exact can hold: dataset=%s rows=%d", scan.dataset.name, special)
 
 
+def fill_superseded(engine: Any, scan: Scan, groups: Sequence[tuple[pa.Array, datetime, datetime]]) -> None:
+    """Put into the table `<dataset> superseded` which rows of lake files count no more: `_id`s within a range."""
+    table = quoted(f"{scan.dataset.name} superseded")
+    with duck.mapped("fill", table):
+        engine.execute(f"CREATE OR REPLACE TEMP TABLE {table} (_id VARCHAR, begins TIMESTAMPTZ, ends TIMESTAMPTZ)")
+        for keys, begin, end in groups:
+            engine.register("incoming", pa.table({"_id": keys}))
+            engine.execute(f"INSERT INTO {table} SELECT _id, $1, $2 FROM incoming", [begin, end])
+            engine.unregister("incoming")
+
+
 # -- each row once ----------------------------------------------------------------------------------------------
 
 
@@ -156,7 +167,8 @@ def define_view(engine: Any, scan: Scan, files: Sequence[str]) -> None:
         f"SELECT {listed} FROM {quoted(f'{name} warm')} AS r{_unless(scan, over)}",
     ]
     if files:
-        parts.append(f"SELECT {listed} FROM {_parquet(scan, files)} AS r{_unless(scan, over)}")
+        tests = _unless(scan, over) + _unless_superseded(engine, scan, is_first=not over)
+        parts.append(f"SELECT {listed} FROM {_parquet(scan, files)} AS r{tests}")
     with duck.mapped("define view", name):
         engine.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS {' UNION ALL '.join(parts)}")
 
@@ -165,6 +177,17 @@ def _unless(scan: Scan, over: Sequence[str]) -> str:
     same = " AND ".join(_same_value(scan, name) for name in scan.identity)
     tests = [f"NOT EXISTS (SELECT 1 FROM {table} AS o WHERE {same})" for table in over]
     return f" WHERE {' AND '.join(tests)}" if tests else ""
+
+
+def _unless_superseded(engine: Any, scan: Scan, *, is_first: bool) -> str:
+    """Leave out documents that went on in another unit; no test at all where there are none, for speed."""
+    if scan.dataset.form is not Form.DOCUMENTS:
+        return ""
+    table, time = quoted(f"{scan.dataset.name} superseded"), quoted(scan.dataset.time_column)
+    if not engine.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
+        return ""
+    same = f"s._id = r._id AND r.{time} >= s.begins AND r.{time} < s.ends"
+    return f" {'WHERE' if is_first else 'AND'} NOT EXISTS (SELECT 1 FROM {table} AS s WHERE {same})"
 
 
 def _same_value(scan: Scan, name: str) -> str:

@@ -6,6 +6,7 @@ Does not: know a column (`bson_typed`) or a server (`documents`).
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -172,6 +173,12 @@ def ids(batch: RawBatch) -> list[bytes]:
     data, kinds = bytes(batch.data), cells.kinds[0].tobytes()
     starts, ends = cells.starts[0].tolist(), (cells.starts[0] + cells.lengths[0]).tolist()
     return [kinds[i : i + 1] + data[a:b] for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
+
+
+def only_ids(keys: Sequence[bytes]) -> RawBatch:
+    """Make documents of nothing but these `_id`s, as `ids` gives them."""
+    bodies = [key[:1] + b"_id\0" + key[1:] + b"\0" for key in keys]
+    return RawBatch.from_bytes(b"".join(struct.pack("<i", len(body) + 4) + body for body in bodies))
 
 
 def digests(batch: RawBatch) -> Array:
