@@ -5,6 +5,8 @@ Does not: lift or shorten a lock; nobody can.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from tiering.errors import AccessDenied, ObjectLocked
+from tiering.errors import AccessDenied, ObjectLocked, PermanentError
 from tiering.stores.objects_client import S3Bucket, describe
 from tiering.stores.objects_errors import mapped
 from tiering.stores.ports import ObjectVersion
@@ -59,6 +61,25 @@ class VersionedBucket(S3Bucket):
         """Yield the versions of one object, the newest first."""
         # Of all keys that begin with this one, it comes first.
         return itertools.takewhile(lambda version: version.key == key, self.versions(key))
+
+    def put_over(self, key: str, data: bytes) -> None:
+        """Store a newer version over a spoiled object; what was there stays below it as an older version.
+
+        Raises:
+            PermanentError: the bucket keeps no versions, so something would be lost; nothing was stored.
+        """
+        if not self.is_versioned():
+            hint = "Restore into an empty bucket, or switch versioning on."
+            raise PermanentError("put over", self.location(key), "the bucket keeps no versions", hint)
+        digest = hashlib.sha256(data)
+        with mapped("put", self.location(key)):
+            self._client.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=data,
+                ChecksumSHA256=base64.b64encode(digest.digest()).decode(),
+                Metadata={"sha256": digest.hexdigest()},
+            )
 
     def locked_until(self, key: str, version_id: str = "") -> datetime | None:
         """See `ObjectStore.locked_until`."""
