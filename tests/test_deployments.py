@@ -36,7 +36,7 @@ DEPLOYMENTS: list[dict[str, Any]] = DOCUMENT["deployments"]
 NAMES = [f"{entry['entrypoint'].rsplit('.', 1)[-1]}/{entry['name']}" for entry in DEPLOYMENTS]
 
 # Promised by the strategy, and not taken yet.
-LATER = {("redis", "aof"), ("application_data", "full"), ("configuration", "full"), ("lake", "full")}
+LATER = {("configuration", "full"), ("lake", "full")}
 
 each_deployment = pytest.mark.parametrize("entry", DEPLOYMENTS, ids=NAMES)
 

@@ -34,8 +34,8 @@ Progress = Callable[[int, str], None]
 """Told of bytes or rows, and of what they belong to."""
 
 MAIN = "main"
-BACKED_UP = (StoreName.POSTGRESQL, StoreName.MONGODB, StoreName.REDIS)
-"""Stores that are servers; files, configuration and lake have one source each."""
+NOWHERE = SecretStr("")
+FILES = (StoreName.APPLICATION_DATA, StoreName.CONFIGURATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,12 @@ def strategy_of(settings: Settings) -> BackupStrategy:
 
 
 def sources_of(settings: Settings, store: StoreName) -> dict[str, SecretStr]:
-    """Name the servers of a store: `main`, or `hot` and `warm` where these are two.
+    """Name the servers of a store: `main`, or `hot` and `warm` where these are two; none where the settings name none.
 
-    Raises:
-        SettingsError: the settings name none.
+    What is no server has one source, without a URL.
     """
+    if store is StoreName.APPLICATION_DATA:
+        return {MAIN: NOWHERE} if settings.app_data_dir else {}
     urls: Mapping[StoreName, tuple[SecretStr | None, SecretStr | None]] = {
         StoreName.POSTGRESQL: (settings.hot_pg_url, settings.warm_pg_url),
         StoreName.MONGODB: (settings.hot_mongo_url, settings.warm_mongo_url),
@@ -101,7 +102,7 @@ def sources_of(settings: Settings, store: StoreName) -> dict[str, SecretStr]:
     }
     hot, warm = urls.get(store, (None, None))
     if hot is None:
-        raise errors.SettingsError("find", str(store), "the settings name no such server", "See README, settings.")
+        return {}
     if warm is None or _server(hot) == _server(warm):
         return {MAIN: hot}
     return {"hot": hot, "warm": warm}
@@ -129,8 +130,8 @@ def take(
         raise errors.PermanentError("back up", str(store), f"it has no {kind} backups", f"It has: {known}.")
     url = sources_of(settings, store).get(source)
     if url is None:
-        known = ", ".join(sources_of(settings, store))
-        raise errors.NotFound("back up", f"{store}/{source}", "no such source", f"There is: {known}.")
+        known = ", ".join(sources_of(settings, store)) or f"none: the settings name no {store}"
+        raise errors.NotFound("back up", f"{store}/{source}", "no such source", f"There is {known}.")
     if store is StoreName.POSTGRESQL:
         from tiering.ops import backup_postgres
 
@@ -139,11 +140,20 @@ def take(
         from tiering.ops import backup_mongo
 
         return backup_mongo.backup(catalogue, url, source, now, progress)
-    if store is StoreName.REDIS and kind is BackupKind.FULL:
+    if store is StoreName.REDIS:
         from tiering.ops import backup_redis
 
-        return backup_redis.backup(catalogue, url, source, now, progress)
-    raise _not_here("back up", store, kind)
+        copy = backup_redis.backup_aof if kind is BackupKind.AOF else backup_redis.backup
+        return copy(catalogue, url, source, now, progress)
+    found = None
+    if store is StoreName.APPLICATION_DATA and settings.app_data_dir:
+        from tiering.ops import backup_files
+
+        trees = backup_files.Sources({"": settings.app_data_dir})
+        found = backup_files.backup(catalogue, store, trees, now, source=source, progress=progress)
+    if found is None:
+        raise _not_here("back up", store, kind)
+    return found
 
 
 def verify(catalogue: Catalogue, backup: Backup, now: datetime, progress: Progress = lambda *_: None) -> None:
@@ -164,6 +174,10 @@ def verify(catalogue: Catalogue, backup: Backup, now: datetime, progress: Progre
         from tiering.ops import prove_redis
 
         prove_redis.verify(catalogue, backup, now)
+    elif backup.store in FILES:
+        from tiering.ops import restore_files
+
+        restore_files.verify(catalogue, backup, now)
     else:
         raise _not_here("verify", backup.store, backup.kind)
 
@@ -189,6 +203,10 @@ def prove(
         from tiering.ops import prove_redis
 
         prove_redis.prove(catalogue, backup, now, partial(scratch_redis, parent=scratch), scratch)
+    elif backup.store in FILES:
+        from tiering.ops import restore_files
+
+        restore_files.prove(catalogue, backup, now, scratch)
     else:
         raise _not_here("prove", backup.store, backup.kind)
 
@@ -233,6 +251,13 @@ def restore(
             progress=progress,
         )  # fmt: skip
         return f"{keys} keys of {backup.backup_id}"
+    if store in FILES:
+        from tiering.ops import restore_files
+
+        at = None if to == "latest" else datetime.fromisoformat(to)
+        chosen = catalogue.entry(backup_id) if backup_id else restore_files.newest(catalogue, store, source, at)
+        files = restore_files.restore(catalogue.vault, chosen.backup, Path(into), progress=progress)
+        return f"{files.files} files of {chosen.backup.backup_id}"
     raise _not_here("restore", store, BackupKind.FULL)
 
 

@@ -110,7 +110,7 @@ def backup(
 
     settings, catalogue = kit.opened()
     taken = []
-    for one in [source] if source else list(kit.sources_of(settings, store)):
+    for one in [source] if source else list(kit.sources_of(settings, store)) or [kit.MAIN]:
         with out.progress(f"backing up {store}/{one}") as advance:
             found = kit.take(settings, catalogue, store, kind, one, datetime.now(UTC), _counted(advance))
         with out.progress(f"verifying {found.backup_id}") as advance:
