@@ -19,7 +19,20 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local import Stack
-from tests.bench import bars, compression, documents, drill, erase, export, fidelity, flow, metadata, plan, stream
+from tests.bench import (
+    backup,
+    bars,
+    compression,
+    documents,
+    drill,
+    erase,
+    export,
+    fidelity,
+    flow,
+    metadata,
+    plan,
+    stream,
+)
 from tests.bench.ground import Ground
 from tests.bench.rows import Group, Row
 
@@ -31,7 +44,7 @@ CHECKS_FOUND_DIFFERENCES = 3
 
 GROUPS = tuple(
     group
-    for module in (export, stream, metadata, plan, compression, documents, erase, fidelity, flow, drill)
+    for module in (export, stream, metadata, plan, compression, documents, erase, fidelity, backup, flow, drill)
     for group in module.GROUPS
 )
 
