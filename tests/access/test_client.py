@@ -286,6 +286,19 @@ def test_analytical_rows_arrive_once(place: Place) -> None:
     assert count(world, "hot.market_bars") == 1500
 
 
+def test_the_first_analytical_writes_may_come_together(place: Place) -> None:
+    world, settings = place
+
+    async def work() -> None:
+        async with client(settings) as access:
+            rows = [bar(f"T{number}", 1) for number in range(100)]
+            await asyncio.gather(*(access.write("market_bars", [row], mode="analytical") for row in rows))
+            assert await access.flush(60)
+
+    run(work())
+    assert count(world, "hot.market_bars") == 100
+
+
 def test_what_the_database_refuses_holds_nothing_up(place: Place, tmp_path: Path) -> None:
     world, settings = place
 

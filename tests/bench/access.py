@@ -85,7 +85,10 @@ async def _measure(ground: Ground, settings: Settings, server: OneRedis, slices:
     async with opened(settings, server) as (access, bare):
         for part in (_hits, _misses, _stampede, _through, _behind):
             ground.say(f"access: {part.__name__.strip('_')}")
-            found += await part(access, bare, slices)
+            rows = await part(access, bare, slices)
+            for row in rows:
+                ground.say(f"  {row.name}: {row.ours:,.4g} beside {row.peer or 0:,.4g} {row.unit}")
+            found += rows
     return found
 
 

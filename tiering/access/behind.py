@@ -79,18 +79,28 @@ class Behind:
         self._room.set()
         self._empty = asyncio.Event()
         self._is_closing = False
+        self._starting = asyncio.Lock()
         self._recovering: asyncio.Event | None = None
         self._flusher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Take over what earlier processes left, and begin to flush it.
+        """Take over what earlier processes left, and begin to flush it; those who come together wait for one opening.
 
         Raises:
             StoreUnavailable: the journal's directory cannot be used.
         """
-        self._journal, *self._old = await asyncio.to_thread(open_journals, self._root)
-        self._recovering = asyncio.Event()
-        self._flusher = asyncio.get_running_loop().create_task(self._flush_all())
+        async with self._starting:
+            if self._journal is not None:
+                return
+            journal, *self._old = await asyncio.to_thread(open_journals, self._root)
+            self._recovering = asyncio.Event()
+            self._journal = journal
+            self._flusher = asyncio.get_running_loop().create_task(self._flush_all())
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the journal is open."""
+        return self._journal is not None
 
     # -- taking --------------------------------------------------------------------------------------------
 

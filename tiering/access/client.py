@@ -75,7 +75,6 @@ class Access:
         self._behind = Behind(
             settings.journal_dir, self._directory, self._bulk, self._hot_documents, self.cache, metrics
         )
-        self._has_behind = False
 
     # -- by key --------------------------------------------------------------------------------------------
 
@@ -275,8 +274,7 @@ class Access:
         if mode == "real_time":
             return await self._writing.write(found, rows, seconds)
         if mode == "analytical":
-            if not self._has_behind:
-                self._has_behind = True
+            if not self._behind.is_started:
                 await self._behind.start()
             return Written(await self._behind.write(found, rows, seconds), is_durable=False, is_cached=False)
         raise errors.PermanentError("write", dataset, f"no such mode: {mode}", "Use real_time or analytical.")
