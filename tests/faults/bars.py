@@ -1,4 +1,4 @@
-"""Grounds of market bars in PostgreSQL: units of three ages, a journal, and late writers at work."""
+"""Grounds of tables in PostgreSQL: units of three ages, a journal, and late writers at work."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from botocore.exceptions import ClientError
 from psycopg2 import sql
 from psycopg2.extras import execute_values
 from pydantic import SecretStr
@@ -23,9 +24,10 @@ from pydantic import SecretStr
 import infra.sql
 from infra.local import Stack
 from tests.faults import mover, outages
-from tests.faults.journal import INSERT, Journal, Key, bar
+from tests.faults.journal import Journal, Key
 from tests.faults.mover import FINISH, NOW, SWEEP, Job
 from tests.faults.ports import GroundKind, Send
+from tests.faults.shapes import ACTIVITY, AUDIT, BARS, Shape
 from tests.faults.verdict import Verdict
 from tiering.model import Dataset, Policies, Tier, Transition
 from tiering.ops import install, lifecycle
@@ -37,13 +39,11 @@ from tiering.stores.postgres import execute
 if TYPE_CHECKING:
     from tests.faults.invariants import Inspector
 
-DATASET = "market_bars"
 MIDNIGHT = NOW.replace(hour=0)
 POLICIES = Path(__file__).parents[2] / "deployments" / "policies.yaml"
 MINUTES = 3
 WRITERS = 2
 WRITES_PER_SECOND = 12.0
-YEARS_EARLIER = timedelta(days=3 * 365)
 SPARE_UNITS = 4
 WORKS = {
     Transition.HOT_TO_WARM: 22,
@@ -54,13 +54,23 @@ WORKS = {
     SWEEP: 8,
     FINISH: 1,
 }
+WORKS_OF_ACTIVITY = {
+    Transition.HOT_TO_WARM: 22,
+    Transition.MERGE: 24,
+    Transition.WARM_TO_COLD: 20,
+    Transition.ARCHIVE: 14,
+    Transition.EXPIRE: 12,
+    SWEEP: 8,
+    FINISH: 1,
+}
+WORKS_OF_AUDIT = {work: weight for work, weight in WORKS_OF_ACTIVITY.items() if work != Transition.ARCHIVE}
 OF_THE_LAKE = ("s3.", "warm.catalog", "warm.COPY")
 """Calls that a merge or a sweep makes only of cold units."""
 UNPREPARED_FROM = 400
 
 
 @dataclass
-class BarsGround:
+class TableGround:
     """See `ports.Ground`. `stores` are the parent's own, for looking; movers open theirs.
 
     Attributes:
@@ -74,6 +84,7 @@ class BarsGround:
     policies: Policies
     stores: Stores
     dataset: Dataset
+    shape: Shape
     young: list[datetime]
     old: list[datetime]
     ancient: list[datetime]
@@ -99,16 +110,20 @@ class BarsGround:
 
     def primes(self, dice: random.Random) -> Iterator[Job]:
         """See `ports.Ground.primes`."""
-        earlier = NOW - YEARS_EARLIER
+        earlier = NOW - self.shape.earlier
         yield self.job(Transition.HOT_TO_WARM)
         # What expires is to expire from the lake, but for two units: the others went cold years before now.
         yield self.job(Transition.HOT_TO_WARM, earlier, moves_max=self.expiring)
-        yield self.job(Transition.WARM_TO_COLD, earlier, moves_max=max(1, self.expiring - 2))
+        if self.shape.expires_cold:
+            yield self.job(Transition.WARM_TO_COLD, earlier, moves_max=max(1, self.expiring - 2))
         yield self.job(Transition.HOT_TO_WARM, moves_max=SPARE_UNITS)
-        yield self.job(Transition.COMPRESS)
+        if self.shape is BARS:
+            yield self.job(Transition.COMPRESS)
         yield self._merge_of(Tier.WARM, dice)
         yield self.job(Transition.WARM_TO_COLD)
         yield self._merge_of(Tier.COLD, dice)
+        if self.shape.storage:
+            yield self.job(Transition.ARCHIVE)
         yield self.job(Transition.EXPIRE)
         yield self.job(SWEEP)
         yield self.job(FINISH)
@@ -132,7 +147,7 @@ class BarsGround:
     def settle(self) -> Verdict:
         """See `ports.Ground.settle`."""
         stop_writers(self.writers)
-        mover.settle_everything(self.stores, self.dataset, Job("", NOW, DATASET, owner="settle"))
+        mover.settle_everything(self.stores, self.dataset, Job("", NOW, self.dataset.name, owner="settle"))
         return self.inspector.look_at_rest()
 
     def strike_outage(self, outage: str, job: Job, dice: random.Random) -> str:
@@ -148,29 +163,31 @@ class BarsGround:
     def job(self, work: str, now: datetime | None = None, moves_max: int = 1) -> Job:
         """Sweeps run when the undo window of everything is over, so that they always have something to destroy."""
         at = now or (datetime.now(UTC) + timedelta(days=3) if work == SWEEP else NOW)
-        return Job(str(work), at, DATASET, moves_max=moves_max)
+        return Job(str(work), at, self.dataset.name, moves_max=moves_max)
 
     def insert(self, keys: list[Key]) -> None:
-        """Write bars as the parent's own application; acknowledged when this returns."""
+        """Write rows as the parent's own application; acknowledged when this returns."""
         rows = []
         for key in keys:
             self.version += 10
             self.journal.note_tried(key, self.version)
             rows.append((key, self.version))
-        with self.stores.hot.transaction("insert", "bars") as connection, connection.cursor() as cursor:
-            execute_values(cursor, INSERT.format("%s"), [bar(*row) for row in rows])
+        with self.stores.hot.transaction("insert", "rows") as connection, connection.cursor() as cursor:
+            execute_values(cursor, self.shape.insert.format("%s"), [self.shape.row(*row) for row in rows])
         for row in rows:
             self.journal.note_acknowledged(*row)
 
     def insert_late(self, dice: random.Random, days: list[datetime] | None = None) -> None:
-        """Write a bar of the parent's own symbol into a day that mostly has left the hot tier."""
+        """Write a row of the parent's own symbol into a day that mostly has left the hot tier."""
         day = dice.choice(days or self.young + self.old)
         self.insert([("P0", epoch(day) + 60 * dice.randrange(MINUTES))])
 
     def _merge_of(self, tier: Tier, dice: random.Random) -> Job:
         """Write late rows of one tier's units, and of all its units if others have late rows too."""
         days = {*self.young, *self.old}
-        units = [u.unit.begin for u in self.stores.ledger.units(DATASET) if u.tier is tier and u.unit.begin in days]
+        units = [
+            u.unit.begin for u in self.stores.ledger.units(self.dataset.name) if u.tier is tier and u.unit.begin in days
+        ]
         self.insert_late(dice, units)
         return self.job(Transition.MERGE, moves_max=2)
 
@@ -181,29 +198,36 @@ def epoch(day: datetime) -> int:
 
 @contextmanager
 def open_ground(
-    two_databases: bool, stack: Stack, directory: Path, seed: int, kills: Mapping[str, int]
-) -> Iterator[BarsGround]:
+    shape: Shape, two_databases: bool, stack: Stack, directory: Path, seed: int, kills: Mapping[str, int]
+) -> Iterator[TableGround]:
     """Make fresh databases and buckets, seed the units, start the writers; stop and drop all of it at the end."""
     expiring = kills.get(Transition.EXPIRE, 0) + 2
-    old = kills.get(Transition.WARM_TO_COLD, 0) * 3 // 2 + SPARE_UNITS  # a mover that is missed uses one up as well
+    # A mover that is missed uses one up as well.
+    old = (kills.get(Transition.WARM_TO_COLD, 0) + kills.get(Transition.ARCHIVE, 0)) * 3 // 2 + SPARE_UNITS
     ancient = expiring + 1
     young = max(SPARE_UNITS, kills.get(Transition.HOT_TO_WARM, 0) + kills.get(Transition.COMPRESS, 0) - old - ancient)
     name = f"f{seed}_{secrets.token_hex(3)}"
     names = [f"{name}_hot", f"{name}_warm"] if two_databases else [name]
     bucket = f"{name.replace('_', '-')}-lake"
-    settings = _create(stack, names, bucket)
     policies = parse_policies(POLICIES.read_text(), str(POLICIES))
+    changed = [replace(d, storage=shape.storage) if d.name == shape.dataset else d for d in policies.datasets]
+    policies = replace(policies, datasets=tuple(changed))
+    is_locked = any(d.lock for d in changed if d.name == shape.dataset)
+    settings = _create(stack, names, bucket, is_locked=is_locked, is_versioned=shape is not BARS)
     # By another name of the same host: the library shares one client per address, and forked movers must not
     # share the parent's open connections.
     own = settings.model_copy(update={"s3_url": settings.s3_url.replace("127.0.0.1", "localhost")})
     with open_stores(own, policies) as stores:
         install.install_schemas(stores, infra.sql.read("rooms"), infra.sql.read("ledger"))
         with stores.hot.transaction("create", "tables") as connection:
-            execute(connection, infra.sql.read("market_data"))
-        dataset = lifecycle.dataset_named(stores, DATASET)
+            execute(connection, infra.sql.read(shape.script))
+        dataset = lifecycle.dataset_named(stores, shape.dataset)
         install.install_dataset(stores, dataset)
-        days = [[MIDNIGHT - timedelta(days=first + i) for i in range(n)] for first, n in _groups(young, old, ancient)]
-        ground = BarsGround(stack, settings, policies, stores, dataset, *days, Journal(), directory, expiring)
+        days = [
+            [MIDNIGHT - timedelta(days=first + i) for i in range(n)]
+            for first, n in zip(shape.ages, (young, old, ancient), strict=True)
+        ]
+        ground = TableGround(stack, settings, policies, stores, dataset, shape, *days, Journal(), directory, expiring)
         _seed(ground)
         _start_writers(ground, name, seed)
         try:
@@ -213,15 +237,14 @@ def open_ground(
     _drop(stack, names, bucket)
 
 
-def _groups(young: int, old: int, ancient: int) -> list[tuple[int, int]]:
-    return [(10, young), (800, old), (3700, ancient)]
-
-
-def _create(stack: Stack, names: list[str], bucket: str) -> Settings:
+def _create(stack: Stack, names: list[str], bucket: str, *, is_locked: bool, is_versioned: bool) -> Settings:
     with stack.postgres.connect("postgres") as connection, connection.cursor() as cursor:
         for name in names:
             cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    stack.s3.client().create_bucket(Bucket=bucket)
+    client = stack.s3.client()
+    client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=is_locked)
+    if is_versioned:
+        client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     urls = {"hot_pg_url": stack.postgres.url(names[0]), "warm_pg_url": stack.postgres.url(names[-1])}
     changed = {key: SecretStr(url) for key, url in urls.items()}
     return stack.settings().model_copy(update=changed | {"lake_bucket": bucket, "scratch_dir": None})
@@ -231,10 +254,11 @@ def _drop(stack: Stack, names: list[str], bucket: str) -> None:
     with stack.postgres.connect("postgres") as connection, connection.cursor() as cursor:
         for name in names:
             cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-    stack.s3.client().delete_bucket(Bucket=bucket)
+    with suppress(ClientError):  # objects under lock keep their bucket, until the stack's directory goes
+        stack.s3.client().delete_bucket(Bucket=bucket)
 
 
-def _seed(ground: BarsGround) -> None:
+def _seed(ground: TableGround) -> None:
     install.prepare_units(ground.stores, ground.dataset, NOW)
     for day in [MIDNIGHT, *ground.young, *ground.old, *ground.ancient]:
         keys = [(f"S{writer}", epoch(day) + 60 * m) for writer in range(1, WRITERS + 1) for m in range(MINUTES)]
@@ -243,13 +267,14 @@ def _seed(ground: BarsGround) -> None:
     install.prepare_units(ground.stores, ground.dataset, NOW)
 
 
-def _start_writers(ground: BarsGround, name: str, seed: int) -> None:
+def _start_writers(ground: TableGround, name: str, seed: int) -> None:
     for number in range(1, WRITERS + 1):
         log = ground.directory / f"{name}.{number}.log"
         log.touch()
         Path(f"{log}.errors").touch()
         ground.journal.files.append(log)
         orders = {
+            "dataset": ground.dataset.name,
             "url": ground.settings.hot_pg_url.get_secret_value(),
             "days": [epoch(day) for day in ground.young + ground.old],
             "minutes": MINUTES,
@@ -275,7 +300,7 @@ def _start_writers(ground: BarsGround, name: str, seed: int) -> None:
 
 
 def stop_writers(writers: list[subprocess.Popen[str]]) -> None:
-    """End the writers between two bars."""
+    """End the writers between two rows."""
     for writer in writers:
         if writer.poll() is None:
             writer.send_signal(signal.SIGTERM)
@@ -283,7 +308,13 @@ def stop_writers(writers: list[subprocess.Popen[str]]) -> None:
         writer.wait(30)
 
 
+def _kind(mode: str, works: dict[str, int], shape: Shape, *, two: bool, share: float = 1.0) -> GroundKind:
+    return GroundKind(mode, works, outages.ALL, functools.partial(open_ground, shape, two), share)
+
+
 MODES = (
-    GroundKind("one database", WORKS, outages.ALL, functools.partial(open_ground, False)),
-    GroundKind("two databases", WORKS, outages.ALL, functools.partial(open_ground, True)),
+    _kind("one database", WORKS, BARS, two=False),
+    _kind("two databases", WORKS, BARS, two=True),
+    _kind("user activity", WORKS_OF_ACTIVITY, ACTIVITY, two=True, share=0.2),
+    _kind("audit log", WORKS_OF_AUDIT, AUDIT, two=False, share=0.2),
 )

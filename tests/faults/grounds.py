@@ -17,7 +17,7 @@ GROUNDS: tuple[GroundKind, ...] = (*bars.MODES, *documents.MODES, *files.MODES)
 def warm_up(stack: Stack, directory: Path, seed: int) -> None:
     """Go through every transition once in this process, so that its children find all code compiled and loaded."""
     pgcopy.warm_up()
-    with bars.open_ground(True, stack, directory, seed, {}) as ground:
+    with bars.open_ground(bars.BARS, True, stack, directory, seed, {}) as ground:
         bars.stop_writers(ground.writers)
         ground.settle()
         for days in (ground.young, ground.old):  # a merge with a warm copy, and one with a cold one

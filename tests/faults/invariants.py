@@ -4,6 +4,7 @@ plain SQL, the ledger's tables and the bytes of the lake's objects.
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,8 +12,8 @@ from typing import Any
 
 from psycopg2.extensions import connection as Connection
 
-from tests.faults.bars import BarsGround
-from tests.faults.journal import SELECTED, Key, bar
+from tests.faults.bars import TableGround
+from tests.faults.journal import Key
 from tests.faults.verdict import Verdict
 from tiering.errors import NotFound
 from tiering.model import Span
@@ -30,11 +31,12 @@ Rows = list[tuple[Any, ...]]
 class Inspector:
     """Looks at one ground. Keeps the rows of the lake's objects: they are write-once."""
 
-    def __init__(self, ground: BarsGround) -> None:
+    def __init__(self, ground: TableGround) -> None:
         self.ground = ground
+        self.shape = ground.shape
         self._objects: dict[str, Rows] = {}
-        with ground.stores.hot.transaction("describe", "bars") as connection:
-            self._columns = plan_columns(tables.described_columns(connection, "hot.market_bars"))
+        with ground.stores.hot.transaction("describe", self.shape.dataset) as connection:
+            self._columns = plan_columns(tables.described_columns(connection, tables.hot_parent(self.shape.dataset)))
 
     def look(self) -> Verdict:
         """Read every row that a reader sees now and compare with what the writers were promised before."""
@@ -55,23 +57,24 @@ class Inspector:
 
     def _read(self, verdict: Verdict) -> tuple[dict[Key, tuple[Any, ...]], set[datetime]]:
         """Hot first, then warm, ledger and cold in one snapshot: a row under way is seen twice, never missed."""
-        stores = self.ground.stores
+        stores, shape = self.ground.stores, self.shape
+        select = f"SELECT {shape.selected} FROM live.{shape.dataset}"
         layers: list[Rows] = []
         if not stores.is_one_database:
             with stores.hot.transaction("look", "hot", read_only=True) as connection:
-                layers.append(fetch(connection, f"SELECT {SELECTED} FROM live.market_bars"))
+                layers.append(fetch(connection, select))
         with stores.warm.transaction("look", "warm", read_only=True) as connection:
-            layers.append(fetch(connection, f"SELECT {SELECTED} FROM live.market_bars"))
+            layers.append(fetch(connection, select))
             units = ledger.units(connection, self.ground.dataset.name)
             self._compare_partitions(connection, units, verdict)
         cold = [unit for unit in units if unit.tier == "cold"]
         layers.append([row for unit in cold for row in self._rows_of(unit)])
         seen: dict[Key, tuple[Any, ...]] = {}
         for rows in layers:
-            found = Counter((row[0], int(row[3].timestamp())) for row in rows)
+            found = Counter(shape.key_of(row) for row in rows)
             verdict.doubled += [f"{key} ×{count}" for key, count in found.items() if count > 1]
             for row in rows:
-                seen.setdefault((row[0], int(row[3].timestamp())), tuple(row))
+                seen.setdefault(shape.key_of(row), tuple(row))
         self._find_deleted(cold, verdict)
         return seen, {unit.unit.begin for unit in units if unit.tier == "expired"}
 
@@ -82,7 +85,7 @@ class Inspector:
         expired: set[datetime],
         verdict: Verdict,
     ) -> None:
-        tried = self.ground.journal.tried
+        tried, version_of = self.ground.journal.tried, self.shape.version_of
         for key, version in promised.items():
             day = datetime.fromtimestamp(key[1] // 86400 * 86400, UTC)
             if day in expired:
@@ -90,19 +93,18 @@ class Inspector:
                     verdict.doubled.append(f"{key} is expired and still there")
             elif key not in seen:
                 verdict.lost.append(f"{key} v{version}")
-            elif seen[key][8] < version:
-                verdict.changed.append(f"{key} is v{seen[key][8]}, v{version} was acknowledged")
+            elif version_of(seen[key]) < version:
+                verdict.changed.append(f"{key} is v{version_of(seen[key])}, v{version} was acknowledged")
         for key, row in seen.items():
-            if row[8] not in tried.get(key, ()) or row != bar(key, row[8]):
+            if version_of(row) not in tried.get(key, ()) or row != self.shape.row(key, version_of(row)):
                 verdict.changed.append(f"{key} was never written so: {row}")
 
     def _rows_of(self, unit: UnitRecord) -> Rows:
         if unit.location not in self._objects:
             rows: Rows = []
-            names = [name.strip() for name in SELECTED.split(",")]
             with fetched(self.ground.stores, unit) as file:
                 for batch in parquet.read_parquet_batches(file, self._columns):  # type: ignore[arg-type]
-                    rows += [tuple(row[name] for name in names) for row in batch.to_pylist()]
+                    rows += [tuple(_plain(row[name]) for name in self.shape.columns) for row in batch.to_pylist()]
             self._objects[unit.location] = rows
         return self._objects[unit.location]
 
@@ -116,7 +118,7 @@ class Inspector:
     def _compare_partitions(self, connection: Connection, units: list[UnitRecord], verdict: Verdict) -> None:
         attached = {
             part.name
-            for parent in ("warm.market_bars", "warm.market_bars_packed")
+            for parent in (f"warm.{self.shape.dataset}", f"warm.{self.shape.dataset}_packed")
             for part in tables.partitions(connection, parent)
         }
         said = {unit.location for unit in units if unit.tier == "warm"}
@@ -151,15 +153,19 @@ class Inspector:
                 )
             verdict.broken += [f"left over: {name}" for (name,) in left]
         with stores.hot.transaction("look", "hot") as connection:
-            sealed = [part.name for part in tables.partitions(connection, "hot.market_bars_sealed")]
+            sealed = [part.name for part in tables.partitions(connection, f"hot.{self.shape.dataset}_sealed")]
             verdict.broken += [f"still sealed: {name}" for name in sealed]
-            ((late,),) = fetch(connection, "SELECT count(*) FROM hot.market_bars_late")
+            ((late,),) = fetch(connection, f"SELECT count(*) FROM hot.{self.shape.dataset}_late")
             verdict.broken += [f"{late} rows still late"] if late else []
 
     def _compare_catalogs(self, verdict: Verdict) -> None:
         stores, name = self.ground.stores, self.ground.dataset.name
-        said = {unit.location for unit in stores.ledger.units(name) if unit.tier == "cold"}
-        there = {stores.location(found.key) for found in stores.objects.list("lake/")}
+        units = {unit.location: unit for unit in stores.ledger.units(name) if unit.tier == "cold"}
+        said = set(units)
+        listed = {stores.location(found.key): found.storage_class for found in stores.objects.list("lake/")}
+        there = {location for location in listed if location in said or not self._is_locked(location)}
+        for location in said & there:
+            self._compare_object(units[location], listed[location], verdict)
         published = {file.location for file in stores.lake.files(name)} if stores.lake.exists(name) else set()
         for orphan in sorted(there - said)[:2]:
             self._tell_of(orphan, verdict)
@@ -172,6 +178,21 @@ class Inspector:
             live = stores.lake.snapshot_files(name)
             orphans = {stores.location(found.key) for found in stores.objects.list("iceberg/")} - live
             verdict.broken += [f"orphan metadata {orphan}" for orphan in sorted(orphans)]
+
+    def _is_locked(self, location: str) -> bool:
+        """Tell whether nobody could have destroyed a superseded object."""
+        until = self.ground.stores.objects.locked_until(self.ground.stores.key(location))
+        return until is not None and until > datetime.now(UTC)
+
+    def _compare_object(self, unit: UnitRecord, storage_class: str, verdict: Verdict) -> None:
+        """A live object has the ledger's class, no second version, and is under lock where its dataset is."""
+        if storage_class != unit.storage_class:
+            verdict.broken.append(f"{unit.location} is {storage_class}, its unit {unit.storage_class}")
+        versions = list(self.ground.stores.objects.versions_of(self.ground.stores.key(unit.location)))
+        if len(versions) != 1:
+            verdict.doubled.append(f"{unit.location} has {len(versions)} versions")
+        if self.ground.dataset.lock and not self._is_locked(unit.location):
+            verdict.broken.append(f"{unit.location} is not under lock")
 
     def _tell_of(self, location: str, verdict: Verdict) -> None:
         """Say what the ledger knows of an object that should have been swept."""
@@ -205,3 +226,8 @@ class Inspector:
             verdict.broken.append(f"audit says of expired units {told}, not {wanted}")
         if not set(expired) <= set(self.ground.ancient):
             verdict.broken.append("a unit expired before its time")
+
+
+def _plain(value: Any) -> Any:
+    """Say a value of the lake as PostgreSQL was asked for it."""
+    return str(value) if isinstance(value, uuid.UUID) else value

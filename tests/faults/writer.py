@@ -1,7 +1,7 @@
-"""A late writer: an application that goes on writing bars, new ones and corrections, whatever is being moved.
+"""A late writer: an application that goes on writing rows, new ones and corrections, whatever is being moved.
 
-Run as `python -m tests.faults.writer`, its orders as JSON on standard input. It logs each bar before it tries
-and after the server acknowledged; SIGTERM ends it between two bars.
+Run as `python -m tests.faults.writer`, its orders as JSON on standard input. It logs each row before it tries
+and after the server acknowledged; SIGTERM ends it between two rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, TextIO
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from tests.faults.journal import INSERT, Key, bar
+from tests.faults.journal import Key
+from tests.faults.shapes import SHAPES
 
 NEAR_DAYS = 3
 
@@ -47,7 +48,8 @@ def connect(url: str) -> Connection:
 def write(orders: dict[str, Any], log: TextIO, errors: TextIO) -> None:
     dice = random.Random(orders["seed"])
     connection: Connection | None = None
-    version = orders["number"]
+    version, shape = orders["number"], SHAPES[orders["dataset"]]
+    statement = shape.insert.format("(" + ", ".join(["%s"] * len(shape.columns)) + ")")
     for key in keys(orders, dice):
         if stopping:
             return
@@ -57,7 +59,7 @@ def write(orders: dict[str, Any], log: TextIO, errors: TextIO) -> None:
         try:
             connection = connection or connect(orders["url"])
             with connection.cursor() as cursor:
-                cursor.execute(INSERT.format("(" + ", ".join(["%s"] * 11) + ")"), bar(key, version))
+                cursor.execute(statement, shape.row(key, version))
             log.write(f"a {key[0]} {key[1]} {version}\n")
             log.flush()
         except psycopg2.Error as exc:
