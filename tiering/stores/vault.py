@@ -167,7 +167,7 @@ class Vault:
         self._objects.delete(names)
 
     def derive(self, purpose: bytes) -> bytes:
-        """Make 32 secret bytes for a purpose from the newest key, e.g. for names that tell nothing of what they name."""
+        """Make 32 secret bytes for a purpose from the newest key, e.g. for names that tell nothing."""
         return HKDF(SHA256(), KEY_BYTES, None, b"tiering vault " + purpose).derive(self._keys.newest()[1])
 
     def _seal(self, name: str, source: IO[bytes], target: IO[bytes]) -> tuple[str, int]:
