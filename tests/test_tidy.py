@@ -32,7 +32,7 @@ ARROWS = {
     "tiering/stores/opening.py": (*NOUNS, "tiering.stores", "tiering.settings"),
     "tiering/ops": (*NOUNS, "tiering.plan", "tiering.stores", "tiering.ops"),
     "tiering/access": (*NOUNS, "tiering.plan", "tiering.stores", "tiering.access", "tiering.settings"),
-    # The cold path alone joins tiers through ops (docs/decisions/0015-access-reads-cold-through-ops.md).
+    # The cold path alone joins tiers through ops (docs/decisions/0016-access-reads-cold-through-ops.md).
     "tiering/access/tickets.py": (
         *NOUNS,
         "tiering.plan",

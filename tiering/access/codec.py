@@ -1,6 +1,6 @@
 """Values as they stand in the cache: msgpack, with the types that rows have, exactly.
 
-Why msgpack: measured beside orjson and Arrow IPC in docs/decisions/0014-access-drivers.md. JSON is faster to read but
+Why msgpack: measured beside orjson and Arrow IPC in docs/decisions/0015-access-drivers.md. JSON is faster to read but
 has no Decimal, no instant and no bytes: a price that comes back as a float is another price.
 """
 

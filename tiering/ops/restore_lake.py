@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 
-from tiering.errors import CorruptCopy, HeldError, InDeepArchive, NotFound, TieringError, VerificationError
+from tiering.errors import (
+    CorruptCopy,
+    HeldError,
+    InDeepArchive,
+    KeyMissing,
+    NotFound,
+    TieringError,
+    TransientError,
+    VerificationError,
+)
 from tiering.model_backup import Backup, BackupState, StoredObject, StoreName
 from tiering.ops.backup_lake import Version, inventory
 from tiering.ops.catalogue import Catalogue
@@ -271,6 +280,8 @@ def prove(catalogue: Catalogue, backup: Backup, now: datetime) -> int:
     """
     try:
         count = _walk(catalogue.vault, backup)
+    except (TransientError, KeyMissing):
+        raise  # says nothing of the backup
     except TieringError as exc:
         catalogue.mark(backup, BackupState.FAILED, now, {"check": "prove"}, str(exc))
         raise

@@ -1,6 +1,6 @@
 """Reach PostgreSQL from an event loop: pooled asyncpg connections in our one session, time limits that hold, a breaker.
 
-Why asyncpg beside the prescribed psycopg2: docs/decisions/0014-access-drivers.md.
+Why asyncpg beside the prescribed psycopg2: docs/decisions/0015-access-drivers.md.
 Does not: know a dataset; statements come in with their identifiers quoted (`quoted`) and their values as $1, $2 …
 """
 
