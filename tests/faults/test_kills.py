@@ -24,7 +24,7 @@ def test_movers_die_and_nothing_is_lost_doubled_or_changed(tmp_path: Path, capsy
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
