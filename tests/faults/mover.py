@@ -240,11 +240,8 @@ def await_ready(child: Child) -> None:
         child.data += data
 
 
-def wait(child: Child, kill_after: float | None = None, seconds_max: float = 240.0) -> Outcome:
-    """Wait for a mover's end; `kill_after` seconds after it got ready, kill it.
-
-    The patience is that of MongoDB's driver, which waits half a minute for a server that is gone, several times over.
-    """
+def wait(child: Child, kill_after: float | None = None, seconds_max: float = 120.0) -> Outcome:
+    """Wait for a mover's end; `kill_after` seconds after it got ready, kill it."""
     deadline = child.began + seconds_max
     kill_at: float | None = None
     while True:
