@@ -44,6 +44,8 @@ OUT = Path(__file__).parents[2] / "build" / "faults.json"
 ROWS_PER_ROUND, TARGETS_PER_ROUND = 600, 60
 LIVES_PER_FULL = 10
 WRITERS = 4
+# Longer than the bars, mostly: a server that stored nothing at all has to fail them.
+LOAD_SECONDS = 1.0, 7.0
 RESTORES_OF_FLIPS = 10
 RPO_P99_MAX, RPO_MAX = 1.0, 5.0
 LATEST = Target(TargetKind.LATEST)
@@ -245,6 +247,7 @@ def live(
 ) -> None:
     """One life of the server: it streams, is written to, and is lost."""
     over.clear()
+    world.execute("TRUNCATE load")
     if is_synchronous:
         world.execute("ALTER SYSTEM SET synchronous_standby_names = 'tiering'")
         world.execute("SELECT pg_reload_conf()")
@@ -261,7 +264,9 @@ def live(
         ]
         for writer in writers:
             writer.start()
-        wait_until(lambda: len(acknowledged) > choice.randrange(50, 2000), what="the load writes")
+        wait_until(lambda: len(acknowledged) > 50, what="the load writes")
+        deadline = time.monotonic() + choice.uniform(*LOAD_SECONDS)
+        wait_until(lambda: time.monotonic() > deadline, what="the moment has come")
         over.set()
         killed_at = time.monotonic()
         world.lose()
