@@ -112,13 +112,13 @@ class _Session:
             self._server.sendall(message)
 
     def _down(self) -> None:
-        with contextlib.suppress(OSError):
-            with self._server.makefile("rb") as reader:
-                while message := _read(reader):
-                    leave = self._waiting.pop(_HEAD.unpack_from(message)[2], None)
-                    if leave:
-                        leave()
-                    self._client.sendall(message)
+        with contextlib.suppress(OSError), self._server.makefile("rb") as reader:
+            while message := _read(reader):
+                leave = self._waiting.pop(_HEAD.unpack_from(message)[2], None)
+                if leave:
+                    leave()
+                self._client.sendall(message)
+        with contextlib.suppress(OSError):  # also when a killed server reset the connection: the client would wait
             self._client.shutdown(socket.SHUT_RDWR)
 
 

@@ -6,6 +6,7 @@ Python with numba, pyarrow and Great Expectations takes seconds, and a kill shou
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import select
@@ -33,6 +34,7 @@ from tiering.settings import Settings
 from tiering.stores.opening import Stores, open_stores
 from tiering.stores.records import OPEN_STATES
 
+LOG_TAIL = 8_000
 SWEEP = "sweep"
 FINISH = "finish"
 """What every run does first: look for what others left. What it then carries on counts as that transition's."""
@@ -40,6 +42,8 @@ FINISH = "finish"
 NOW = datetime(2024, 6, 20, 12, tzinfo=UTC)
 MOVING = [state for state in OPEN_STATES if state is not State.QUARANTINED]
 RUNS_MAX = 150
+END_SECONDS = 120.0
+"""A mover that has not ended by then hangs: it tells where, and is killed."""
 PATIENCE_SECONDS = 75
 """Longer than MongoDB keeps the transaction of a client that was killed: what it held is in the way so long."""
 
@@ -182,6 +186,7 @@ class Child:
     pid: int
     pipe: int
     began: float
+    log: Path
     data: bytes = b""
 
 
@@ -195,7 +200,7 @@ def start(settings: Settings, policies: Policies, job: Job, log: Path) -> Child:
         os.close(read)
         _be_child(settings, policies, job, write, log)
     os.close(write)
-    return Child(pid, read, time.monotonic())
+    return Child(pid, read, time.monotonic(), log)
 
 
 def _be_child(settings: Settings, policies: Policies, job: Job, write: int, log: Path) -> NoReturn:
@@ -205,6 +210,7 @@ def _be_child(settings: Settings, policies: Policies, job: Job, write: int, log:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        faulthandler.dump_traceback_later(END_SECONDS - 2, file=out)
         wire = Tripwire(lambda: _die(write, wire), statements=job.statements)
         wire_s3(settings, wire)
         with open_stores(mongo_through_wire(through_wire(settings, wire), wire), policies) as stores:
@@ -240,9 +246,9 @@ def await_ready(child: Child) -> None:
         child.data += data
 
 
-def wait(child: Child, kill_after: float | None = None, seconds_max: float = 120.0) -> Outcome:
+def wait(child: Child, kill_after: float | None = None) -> Outcome:
     """Wait for a mover's end; `kill_after` seconds after it got ready, kill it."""
-    deadline = child.began + seconds_max
+    deadline = child.began + END_SECONDS
     kill_at: float | None = None
     while True:
         now = time.monotonic()
@@ -252,7 +258,8 @@ def wait(child: Child, kill_after: float | None = None, seconds_max: float = 120
                 os.kill(child.pid, signal.SIGKILL)
             if now >= deadline:
                 os.waitpid(child.pid, 0)
-                return Outcome("bug", message=f"no end after {seconds_max} s", seconds=now - child.began)
+                where = child.log.read_text(errors="replace")[-LOG_TAIL:]
+                return Outcome("bug", message=f"no end after {END_SECONDS} s\n{where}", seconds=now - child.began)
             kill_at = deadline
             continue
         if select.select([child.pipe], [], [], until - now)[0]:
