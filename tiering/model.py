@@ -109,11 +109,7 @@ class Span:
 
 
 class Kind(StrEnum):
-    """How a PostgreSQL column is carried in the lake.
-
-    EXACT_TEXT is PostgreSQL's own text form: it round-trips every type (unbounded numeric, jsonb,
-    interval, arrays, ranges, enums …) and is what any other engine can still read.
-    """
+    """How a PostgreSQL column is carried in the lake; EXACT_TEXT, its text form, brings back every type there is."""
 
     BOOL = "bool"
     INT2 = "int2"
@@ -180,9 +176,7 @@ typed column is then null. NULL in nearly every row."""
 
 @dataclass(frozen=True, slots=True)
 class ColumnPrint:
-    """An order-free fingerprint of one column: `hash_sum` is modulo 2**64, each value's hash seeded by
-    the hash of its row's key, so values swapped between rows do not cancel out.
-    """
+    """An order-free fingerprint: the sum, modulo 2**64, of values' hashes seeded by their row's key: a swap shows."""
 
     name: str
     value_count: int
@@ -261,6 +255,7 @@ class Dataset:
         importance: a term of the placement score.
         storage: (storage class, age) in order, of its lake objects or files; empty: they stay STANDARD.
         prefix: of a files dataset: the keys that belong to it.
+        wait_for_backup: a unit leaves its store only when a backup of that store holds it.
     """
 
     name: str
@@ -280,6 +275,7 @@ class Dataset:
     importance: Importance = Importance.IMPORTANT
     storage: tuple[tuple[StorageClass, Span], ...] = ()
     prefix: str = ""
+    wait_for_backup: bool = False
 
     @property
     def form(self) -> Form:
@@ -422,6 +418,7 @@ class Residence:
         lease_owner: the run that works on its open move at this moment, else empty.
         rehydrated_until: while a read copy of a cold unit is in the warm tier.
         overlaps: the partition or unit of another length that its range cuts into, else empty.
+        written_at, backed_up_at: when its copy was written (None while hot), and the newest backup of its store begun.
     """
 
     unit: Unit
@@ -439,6 +436,8 @@ class Residence:
     lease_owner: str = ""
     rehydrated_until: datetime | None = None
     overlaps: str = ""
+    written_at: datetime | None = None
+    backed_up_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from tests.ops.world import World, days_ago, open_world
 from tiering import errors
 from tiering.model import Transition
 from tiering.model_backup import Backup, BackupState
-from tiering.ops import backup_lake, restore_lake
-from tiering.ops.catalogue import Catalogue
+from tiering.ops import backup_lake, lifecycle, restore_lake
+from tiering.ops.catalogue import Catalogue, mirror
 from tiering.ops.fsck import fsck
 from tiering.ops.recover_lake import LakeRecoverer
 from tiering.settings import Settings
@@ -166,3 +166,28 @@ def test_buckets_come_back_on_another_object_store(catalogue: Catalogue, world: 
             assert {one.key: one.size for one in there.list()} == {one.key: one.size for one in of.list()}
     with pytest.raises(errors.NotFound, match="or before"), recoverer.restore(datetime(2020, 1, 1, tzinfo=UTC)):
         pass
+
+
+def test_an_expiry_waits_for_a_backup_of_the_lake(catalogue: Catalogue, world: World) -> None:
+    """A backup from before the unit went cold does not do; one that failed its proof does not either."""
+    waiting = replace(world.dataset, wait_for_backup=True)
+    far = world.now + timedelta(days=3653)
+
+    def codes() -> list[str]:
+        mirror(catalogue, world.stores.warm)
+        plan = lifecycle.plan_dataset(world.stores, waiting, far)
+        assert all(move.transition is not Transition.EXPIRE or move.unit.begin == OLD for move in plan.moves)
+        by_begin = {move.unit.begin: str(move.transition) for move in plan.moves}
+        by_begin |= {stay.unit.begin: stay.reasons[0].code for stay in plan.stays}
+        return [by_begin[begin] for begin in (OLD, OLDER) if begin in by_begin]
+
+    world.insert_day(far)  # a dataset ages by its newest row
+    assert codes() == ["waiting_for_backup"]
+    first = take(catalogue, world)
+    assert codes() == ["expire"]
+    cool(world, OLDER)
+    assert codes() == ["expire", "waiting_for_backup"]
+    second = take(catalogue, world)
+    catalogue.mark(second, BackupState.FAILED, datetime.now(UTC), {}, "a part is damaged")
+    assert codes() == ["expire", "waiting_for_backup"]
+    assert first.began_at < second.began_at

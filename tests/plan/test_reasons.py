@@ -182,3 +182,42 @@ def test_an_archive_goes_to_the_coldest_class_that_is_due_and_then_rests() -> No
     )
     assert homes[0].storage_class is StorageClass.DEEP_ARCHIVE
     assert plan_moves(of, homes, NOW, NOW).moves == ()
+
+
+SAVED = dataset(wait_for_backup=True)
+
+
+@pytest.mark.parametrize(
+    ("day", "tier", "step"),
+    [
+        ("2026-06-10", Tier.HOT, Transition.HOT_TO_WARM),
+        ("2024-01-05", Tier.WARM, Transition.WARM_TO_COLD),
+        ("2016-01-05", Tier.COLD, Transition.EXPIRE),
+    ],
+)
+def test_a_unit_stays_until_a_backup_holds_it(day: str, tier: Tier, step: Transition) -> None:
+    """A backup that began before the copy was written may lack it, and one that began with it does not."""
+    written = None if tier is Tier.HOT else datetime(2026, 6, 30, 9, tzinfo=UTC)
+    home = residence(day, tier, is_compressed=True, written_at=written)
+    at = written or home.unit.end
+    for backed_up_at in (None, at - timedelta(microseconds=1)):
+        found = plan_one(replace(home, backed_up_at=backed_up_at), of=SAVED)
+        assert isinstance(found, Stay)
+        assert [reason.code for reason in found.reasons] == ["waiting_for_backup"]
+        assert f"{step} is due" in found.reasons[0].text
+        assert ("tiering backup lake" if tier is Tier.COLD else "tiering backup postgresql") in found.reasons[0].text
+    move = plan_one(replace(home, backed_up_at=at), of=SAVED)
+    assert isinstance(move, Move)
+    assert move.transition is step
+    assert isinstance(plan_one(home), Move), "nobody else waits"
+
+
+@pytest.mark.parametrize("home", [residence("2024-01-05", Tier.WARM, late_count=3), residence("2026-06-01", Tier.WARM)])
+def test_what_leaves_nothing_behind_waits_for_no_backup(home: Residence) -> None:
+    """A merge and a compression stay in their store."""
+    assert isinstance(plan_one(home, of=SAVED), Move)
+
+
+def test_a_move_that_was_begun_is_carried_on_without_a_backup() -> None:
+    home = residence("2024-01-05", Tier.WARM, move_state=State.COPIED, move_transition=Transition.WARM_TO_COLD)
+    assert isinstance(plan_one(home, of=SAVED), Move)

@@ -9,7 +9,7 @@ Does not: delete an object of a user's (sweep.py does, after retention); wait fo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -19,8 +19,10 @@ from tiering import errors
 from tiering.model import Dataset, Residence, State, StorageClass, Tier, Transition, Unit
 from tiering.ops.expire import demand_no_hold
 from tiering.ops.work import Work
+from tiering.plan.lifecycle import keeper
 from tiering.plan.spans import unit_of
 from tiering.plan.storage import RANKS, known_class, next_class, tier_of
+from tiering.stores import backup_rows
 from tiering.stores.object_rows import ObjectRecord, forget_objects, list_objects, put_objects
 from tiering.stores.opening import Stores
 from tiering.stores.ports import ObjectStat
@@ -51,6 +53,7 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
     with stores.warm.transaction("survey", dataset.name, read_only=True) as connection:
         known = {record.unit.begin: record for record in homes(connection, dataset.name)}
         leases = lease_owners(connection, dataset.name) if moves else {}
+        saved = backup_rows.newest(connection) if dataset.wait_for_backup else {}
     waiting = {item.begin for item in stores.ledger.trash(dataset.name)}
     residences = []
     for begin in sorted(found.keys() | known.keys()):
@@ -64,11 +67,19 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
                 quarantine=move.problem if move and move.state is State.QUARANTINED else "",
                 hold=holds.get(begin) or holds.get(None) or "",
                 lease_owner=leases.get(move.move_id, "") if move else "",
+                written_at=max((record.created_at for record in found.get(begin, [])), default=None),
+                backed_up_at=backed_up_at(dataset, home.tier, saved),
             )
         )
     created = [record.created_at for records in found.values() for record in records]
     ends = [record.unit.end for record in known.values()]
     return residences, max(created, default=max(ends, default=None))
+
+
+def backed_up_at(dataset: Dataset, tier: Tier, saved: Mapping[tuple[str, str], datetime]) -> datetime | None:
+    """Find when the newest backup of what holds a tier's units began; hot and warm may be one server."""
+    store = str(keeper(dataset, tier))
+    return max((began for (name, of), began in saved.items() if name == store and of in ("main", tier)), default=None)
 
 
 def _residence(

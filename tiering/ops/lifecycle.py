@@ -41,7 +41,7 @@ from tiering.ops.install import late_units
 from tiering.ops.work import Work
 from tiering.plan.lifecycle import plan_moves
 from tiering.plan.placement import Pins, collect
-from tiering.stores import tables
+from tiering.stores import backup_rows, tables
 from tiering.stores.ledger import audit
 from tiering.stores.opening import Stores
 from tiering.stores.pins import list_pins
@@ -101,6 +101,7 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
         records = homes(connection, dataset.name)
         leases = lease_owners(connection, dataset.name) if open_moves else {}
         copies = read_copies(connection, dataset.name)
+        saved = backup_rows.newest(connection) if dataset.wait_for_backup else {}
     # Rows may come before their unit's partition does: they lie in the late partition, and are hot all the same.
     location = tables.late_partition(dataset.name)
     found = {unit.begin: Residence(unit, Tier.HOT, location, row_count=count) for unit, count in waiting}
@@ -119,6 +120,7 @@ def survey(stores: Stores, dataset: Dataset) -> tuple[list[Residence], datetime 
             "lease_owner": leases.get(move.move_id, "") if move else "",
             "rehydrated_until": copies.get(begin),
             "overlaps": _cut(home.unit, taken) if home.location == location else "",
+            "backed_up_at": files.backed_up_at(dataset, home.tier, saved),
         }
         residences.append(replace(home, **told) if any(told.values()) else home)
     if newest is None and records:
@@ -135,6 +137,7 @@ def _at_home(record: UnitRecord) -> Residence:
         row_count=record.row_count,
         size_bytes=record.size_bytes,
         storage_class=record.storage_class,
+        written_at=record.changed_at,
     )
 
 

@@ -28,12 +28,16 @@ from tiering.model import (
     Tier,
     Transition,
 )
+from tiering.model_backup import StoreName
 from tiering.plan.placement import NO_PINS, SHIFTED, Pins, pin_reason, shifted
 from tiering.plan.spans import due, in_utc, subtract
 from tiering.plan.storage import next_class
 
 OPEN = (State.PLANNED, State.SEALED, State.COPIED, State.VERIFIED)
 """A move in one of these is carried on; a COMMITTED one only waits for the sweep and stands in nobody's way."""
+
+LEAVES = (Transition.HOT_TO_WARM, Transition.WARM_TO_COLD, Transition.EXPIRE)
+"""After these the store that a unit was in has no copy of it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +136,31 @@ def _judge(case: _Case, only: Collection[Transition]) -> Move | tuple[Reason, ..
     step = _next_transition(case)
     if step is None:
         return _reasons(case)
+    if step in LEAVES and (reason := _unsaved(case, step)):
+        return (reason,)
     if step not in only:
         return (Reason("other_transition", f"{step} comes first; this plan is for {_listed(only)}", case.clock.now),)
     return _move(case, step)
+
+
+def _unsaved(case: _Case, step: Transition) -> Reason | None:
+    """Say what a unit that is due waits for, where its dataset asks that a backup of its store holds it first."""
+    home = case.home
+    if not case.dataset.wait_for_backup or home.tier is Tier.EXPIRED:
+        return None
+    written = home.written_at or home.unit.end
+    if home.backed_up_at and home.backed_up_at >= written:
+        return None
+    newest = f"the newest began {home.backed_up_at:%Y-%m-%d %H:%M}Z" if home.backed_up_at else "there is none"
+    store = keeper(case.dataset, home.tier)
+    text = f"{step} is due; it waits for a backup of {store} that began after {written:%Y-%m-%d %H:%M}Z, and {newest}"
+    return Reason("waiting_for_backup", f"{text}: tiering backup {store}")
+
+
+def keeper(dataset: Dataset, tier: Tier) -> StoreName:
+    """Name what is backed up when a unit of this dataset and tier is to be in a backup; the lake's has files too."""
+    is_object = tier is Tier.COLD or dataset.form is Form.FILES
+    return StoreName.LAKE if is_object else StoreName(dataset.hot)
 
 
 def resting_reason(dataset: Dataset) -> Reason:
@@ -341,6 +367,9 @@ def check_plan(plan: Plan, dataset: Dataset, residences: Sequence[Residence], pi
         is_hot = home.tier is Tier.HOT and dataset.form is not Form.FILES
         if move.transition is Transition.EXPIRE and (home.hold or is_hot):
             raise _broken(str(move.unit), "it would expire though it is held or hot")
+        is_saved = home.backed_up_at is not None and home.backed_up_at >= (home.written_at or home.unit.end)
+        if dataset.wait_for_backup and not (is_saved or home.move_state in OPEN) and move.transition in LEAVES[1:]:
+            raise _broken(str(move.unit), f"{move.transition} though no backup holds it")
         is_open = home.move_state in OPEN and move.transition is not Transition.EXPIRE
         if is_open or move.transition is Transition.MERGE:
             continue

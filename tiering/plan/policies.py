@@ -44,7 +44,7 @@ SWEEP = ("undo_window", "grace")
 REQUIRED = ("class", "time_column", "key", "unit")
 OPTIONAL = (
     *("hot", "warm", "fingerprint", "suite", "sort", "overrides", "state"),
-    *("fields", "subject", "lock", "importance", "storage", "prefix"),
+    *("fields", "subject", "lock", "importance", "storage", "prefix", "wait_for_backup"),
 )
 _IMPORTANCES = tuple(str(importance) for importance in Importance)
 FIELD_KINDS = {
@@ -187,6 +187,7 @@ def _dataset(name: object, body: object, classes: dict[str, Policy], at: _At) ->
         importance=Importance(_one_of(fields.get("importance", "important"), _IMPORTANCES, at / "importance", "value")),
         storage=_storage(fields.get("storage") or {}, policy, at / "storage"),
         prefix=_prefix(fields.get("prefix") or "", at / "prefix"),
+        wait_for_backup=_flag(fields.get("wait_for_backup", False), at / "wait_for_backup"),
     )
     _check_form(dataset, at)
     return dataset

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
+
+from psycopg2.extensions import connection as Connection
 
 from tiering.model_backup import CatalogueEntry
-from tiering.stores.postgres import Postgres, execute
+from tiering.stores.postgres import Postgres, execute, fetch
 
 _COLUMNS = """backup_id, store, source, kind, parent_id, incarnation, began_at, ended_at, begins, ends, state,
     proven_at, problem, objects, size_bytes, stored_bytes, facts"""
@@ -29,6 +32,15 @@ def mirror(database: Postgres, entries: Sequence[CatalogueEntry]) -> None:
         execute(connection, _REMOVE, ([entry.backup.backup_id for entry in entries],))
         for entry in entries:
             execute(connection, _WRITE, _row(entry))
+
+
+def newest(connection: Connection) -> dict[tuple[str, str], datetime]:
+    """Return (store, source) → when the newest backup began that did not fail."""
+    rows = fetch(
+        connection,
+        "SELECT store, source, max(began_at) FROM tiering.backup WHERE state <> 'FAILED' GROUP BY store, source",
+    )
+    return {(store, source): began for store, source, began in rows}
 
 
 def _row(entry: CatalogueEntry) -> tuple[object, ...]:

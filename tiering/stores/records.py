@@ -54,6 +54,7 @@ class UnitRecord:
     fingerprint: Fingerprint | None = None
     sha256: str = ""
     storage_class: StorageClass = StorageClass.STANDARD
+    changed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,8 @@ def homes(connection: Connection, dataset: str) -> list[UnitRecord]:
     """List a dataset's units as `ledger.units` does, without their fingerprints, which take long to read."""
     rows = fetch(
         connection,
-        """SELECT begin_at, end_at, generation, tier, location, is_compressed, row_count, size_bytes, storage_class
+        """SELECT begin_at, end_at, generation, tier, location, is_compressed, row_count, size_bytes, storage_class,
+                  changed_at
            FROM tiering.unit WHERE dataset = %s ORDER BY begin_at""",
         (dataset,),
     )
@@ -98,8 +99,9 @@ def homes(connection: Connection, dataset: str) -> list[UnitRecord]:
             row_count,
             size_bytes,
             storage_class=classes[storage],
+            changed_at=changed,
         )
-        for begin, end, generation, tier, location, is_compressed, row_count, size_bytes, storage in rows
+        for begin, end, generation, tier, location, is_compressed, row_count, size_bytes, storage, changed in rows
     ]
 
 
