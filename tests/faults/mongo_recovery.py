@@ -1,6 +1,6 @@
 """`python -m tests.faults.mongo_recovery [--targets N] [--kills N]`: recovery of MongoDB; adds to build/faults.json.
 
-Rows: `recovery.mongo_pitr` (positions restored, both sides of each compared) and `recovery.mongo_rpo` (servers killed
+Rows: `recovery.mongo.pitr` (positions restored, both sides of each compared) and `recovery.mongo.rpo` (servers killed
 and deleted; seconds of acknowledged writes that were lost).
 """
 
@@ -20,11 +20,11 @@ from pydantic import SecretStr
 from infra.local import Stack
 from infra.local.s3 import BUCKETS, REGION
 from tests.faults import mongo_pitr, mongo_rpo
+from tests.faults.rows import OUT, merge
 from tiering.ops.catalogue import Catalogue
 from tiering.stores.objects import S3Objects
 from tiering.stores.vault import Keyring, Vault
 
-OUT = Path(__file__).parents[2] / "build" / "faults.json"
 CHANGES_PER_ROUND, TARGETS_PER_ROUND, FULL_PER_ROUND = 200, 100, 3
 RPO_SECONDS_MAX = 5.0
 
@@ -72,7 +72,7 @@ def pitr(directory: Path, seed: int, targets: int) -> dict[str, object]:
     for problem in wrong[:20]:
         print(f"WRONG {problem}", flush=True)
     numbers = {"targets": done, "sides": 2 * done, "full_restores": full, "wrong": len(wrong)}
-    return {"name": "recovery.mongo_pitr", "seed": seed, **numbers, **ended(began), "ok": not wrong}
+    return {"name": "recovery.mongo.pitr", "seed": seed, **numbers, **ended(began), "ok": not wrong}
 
 
 def rpo(directory: Path, seed: int, kills: int) -> dict[str, object]:
@@ -93,7 +93,7 @@ def rpo(directory: Path, seed: int, kills: int) -> dict[str, object]:
         "wrong": len(losses.wrong),
     }
     is_ok = worst <= RPO_SECONDS_MAX and not losses.wrong
-    return {"name": "recovery.mongo_rpo", "seed": seed, **numbers, **ended(began), "ok": is_ok}
+    return {"name": "recovery.mongo.rpo", "seed": seed, **numbers, **ended(began), "ok": is_ok}
 
 
 def catalogue_of(stack: Stack) -> Catalogue:
@@ -106,14 +106,6 @@ def catalogue_of(stack: Stack) -> Catalogue:
 def ended(began: float) -> dict[str, object]:
     """Say how long it took."""
     return {"seconds": round(time.monotonic() - began)}
-
-
-def merge(out: Path, rows: list[dict[str, object]]) -> None:
-    """Put rows into the file, in place of those of the same name."""
-    names = {row["name"] for row in rows}
-    old = json.loads(out.read_text()) if out.exists() else []
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps([row for row in old if row["name"] not in names] + rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

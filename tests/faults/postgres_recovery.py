@@ -1,8 +1,8 @@
-"""`python -m tests.faults.postgres_recovery [--targets N] [--kills N] [--flips N]`: adds to build/faults.json.
+"""`python -m tests.faults.postgres_recovery [--targets N] [--kills N]`: adds to build/faults.json.
 
-Rows: `recovery.postgres_pitr` (random moments of every kind restored, the rows compared on both sides of the boundary),
-`recovery.postgres_rpo` and `recovery.postgres_rpo_sync` (servers killed and deleted under load, with nothing but the
-bucket left) and `recovery.bit_rot_postgres` (one flipped bit in every kind of stored object).
+Rows: `recovery.postgres.pitr` (random moments of every kind restored, the rows compared on both sides of the boundary),
+`recovery.postgres.rpo` and `recovery.postgres.rpo_sync` (servers killed and deleted under load, with nothing but the
+bucket left).
 """
 
 from __future__ import annotations
@@ -29,24 +29,21 @@ from pydantic import SecretStr
 
 from infra.local import Stack
 from infra.local.s3 import BUCKETS, REGION
-from tests.ops.postgres_world import MEMORY, SOURCE, Entry, PgWorld, open_world
+from tests.faults.rows import OUT, merge
+from tests.ops.postgres_world import MEMORY, Entry, PgWorld, open_world
 from tests.wait import wait_until
 from tiering import errors
 from tiering.model_backup import BackupKind
-from tiering.ops.catalogue import Catalogue
-from tiering.ops.restore_postgres import restore
 from tiering.plan.recovery import Target, TargetKind, parse_target
 from tiering.stores.directory import DirectoryObjects
 from tiering.stores.objects import S3Objects
 from tiering.stores.pg_wal import WalServer
 
-OUT = Path(__file__).parents[2] / "build" / "faults.json"
 ROWS_PER_ROUND, TARGETS_PER_ROUND = 600, 60
 LIVES_PER_FULL = 10
 WRITERS = 4
 # Longer than the bars, mostly: a server that stored nothing at all has to fail them.
 LOAD_SECONDS = 1.0, 7.0
-RESTORES_OF_FLIPS = 10
 RPO_P99_MAX, RPO_MAX = 1.0, 5.0
 LATEST = Target(TargetKind.LATEST)
 
@@ -56,7 +53,6 @@ def main() -> int:
     parser.add_argument("--targets", type=int, default=300, help="moments to restore (default 300)")
     parser.add_argument("--kills", type=int, default=100, help="servers to kill (default 100)")
     parser.add_argument("--sync-kills", type=int, default=30, help="of them in synchronous mode, besides (default 30)")
-    parser.add_argument("--flips", type=int, default=700, help="bits to flip (default 700)")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier campaign, to repeat its choices")
     parser.add_argument("--out", type=Path, default=OUT, help="where the numbers go")
     arguments = parser.parse_args()
@@ -65,11 +61,9 @@ def main() -> int:
     if arguments.targets:
         rows.append(pitr(seed, arguments.targets))
     if arguments.kills:
-        rows.append(rpo("recovery.postgres_rpo", seed, arguments.kills, is_synchronous=False))
+        rows.append(rpo("recovery.postgres.rpo", seed, arguments.kills, is_synchronous=False))
     if arguments.sync_kills:
-        rows.append(rpo("recovery.postgres_rpo_sync", seed, arguments.sync_kills, is_synchronous=True))
-    if arguments.flips:
-        rows.append(bit_rot(seed, arguments.flips))
+        rows.append(rpo("recovery.postgres.rpo_sync", seed, arguments.sync_kills, is_synchronous=True))
     merge(arguments.out, rows)
     return 0 if all(row["ok"] for row in rows) else 1
 
@@ -109,7 +103,7 @@ def pitr(seed: int, targets: int) -> dict[str, object]:
     for problem in wrong[:20]:
         say(f"WRONG {problem}")
     numbers = {"targets": done, "sides": 2 * done, "wrong": len(wrong), "kinds": dict(kinds)}
-    return report("recovery.postgres_pitr", seed, began, numbers, not wrong)
+    return report("recovery.postgres.pitr", seed, began, numbers, not wrong)
 
 
 def write_history(world: PgWorld, choice: random.Random) -> tuple[list[Entry], int, dict[str, int]]:
@@ -304,99 +298,11 @@ def write(world: PgWorld, first: int, acknowledged: dict[int, float]) -> None:
         return  # lost, as it was meant
 
 
-# Flips.
-
-
-def bit_rot(seed: int, flips: int) -> dict[str, object]:
-    """Flip one bit at a time in every kind of stored object; restore some whole, read the others as a restore does."""
-    began, choice, missed, false_alarms = time.monotonic(), random.Random(seed), list[str](), 0
-    kinds: Counter[str] = Counter()
-    with ground() as directory:
-        bucket = directory / "bucket"
-        bucket.mkdir()
-        with open_world(directory, DirectoryObjects(bucket)) as world:
-            write_history(world, choice)
-            names = sorted(path.relative_to(bucket).as_posix() for path in bucket.rglob("*") if path.is_file())
-            groups = grouped(names)
-            for number in range(flips):
-                kind = choice.choice(sorted(groups))
-                name = choice.choice(groups[kind])
-                kinds[kind] += 1
-                with flipped(bucket / name, choice):
-                    found = catch(world, name, directory / f"flip{number}", number % RESTORES_OF_FLIPS == 0, kind)
-                if not found:
-                    missed.append(name)
-                false_alarms += not reads(world, name)
-            restore(fresh(world), LATEST, directory / "whole", SOURCE, world.tools)
-    for name in missed[:20]:
-        say(f"MISSED {name}")
-    numbers = {"flips": flips, "caught": flips - len(missed), "false_alarms": false_alarms, "kinds": dict(kinds)}
-    return report("recovery.bit_rot_postgres", seed, began, numbers, not missed and not false_alarms)
-
-
-def grouped(names: list[str]) -> dict[str, list[str]]:
-    """Sort objects by kind: every kind is struck as often."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        if not name.startswith("lease/"):
-            kind = name.split("/")[0] + (" manifest" if name.endswith("/manifest") else "")
-            groups.setdefault(kind, []).append(name)
-    return groups
-
-
-@contextmanager
-def flipped(file: Path, choice: random.Random) -> Iterator[None]:
-    """Flip one bit of a file for a while."""
-    whole = file.read_bytes()
-    at = choice.randrange(len(whole))
-    file.chmod(0o600)
-    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << choice.randrange(8)]) + whole[at + 1 :])
-    try:
-        yield
-    finally:
-        file.write_bytes(whole)
-
-
-def catch(world: PgWorld, name: str, into: Path, is_whole: bool, kind: str) -> bool:
-    """Say whether the flip is found: by a whole restore, or by the read that every restore does."""
-    if not is_whole or kind == "catalogue":
-        return not reads(world, name)
-    try:
-        restored = restore(fresh(world), LATEST, into, SOURCE, world.tools)
-    except (errors.CorruptCopy, errors.KeyMissing):
-        return True
-    # An object that this moment does not need was not read: then reading it has to find the flip.
-    used = {stored.name for link in restored.moment.links for stored in link.objects}
-    shutil.rmtree(into)
-    return name not in used and not reads(world, name)
-
-
-def reads(world: PgWorld, name: str) -> bool:
-    try:
-        world.catalogue.vault.read(name)
-    except (errors.CorruptCopy, errors.KeyMissing):
-        return False
-    return True
-
-
-def fresh(world: PgWorld) -> Catalogue:
-    """Open the catalogue anew: nothing read before is remembered."""
-    return Catalogue(world.catalogue.vault)
-
-
 def report(name: str, seed: int, began: float, numbers: dict[str, Any], is_good: bool) -> dict[str, object]:
     """Make a row and print it."""
     row = {"name": name, "seed": seed, **numbers, "seconds": round(time.monotonic() - began), "ok": is_good}
     say(json.dumps(row))
     return row
-
-
-def merge(out: Path, rows: list[dict[str, object]]) -> None:
-    """Put rows into the file, in place of those of the same name."""
-    names = {row["name"] for row in rows}
-    old = json.loads(out.read_text()) if out.exists() else []
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps([row for row in old if row["name"] not in names] + rows, indent=1) + "\n")
 
 
 def say(text: str) -> None:
