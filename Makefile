@@ -11,7 +11,7 @@ EXTRAS := embedded,demo,test,bench
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_ROOT_USER_ACTION := ignore
-# Kills, seeds and the like for `make faults`; empty: what tests/faults calls the whole campaign.
+# Kills of movers in `make faults`, all else in proportion to 1000; empty: the whole campaigns.
 N ?=
 # Processes that share the tests, a file at a time, each with servers of its own: much of a test is waiting for one.
 JOBS ?= 2
@@ -66,8 +66,8 @@ test: $(STAMP) ## all tests, on real servers, with a sample of the fault campaig
 bench: $(STAMP) ## measure ourselves beside our peers; writes build/bench.json
 	@$(PY) -m tests.bench
 
-faults: $(STAMP) ## all fault campaigns (N=… kills); writes build/faults.json
-	@$(PY) -m tests.faults $(if $(N),--kills $(N))
+faults: $(STAMP) ## all fault campaigns (N=… kills of 1000, all else in proportion); writes build/faults.json
+	@$(PY) -m tests.faults.all $(if $(N),--n $(N))
 
 clean: down ## stop, and delete environment and data
 	@rm -rf $(VENV) .stack build .env
