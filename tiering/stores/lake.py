@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+import pyarrow.parquet as pq
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from pyarrow.lib import ArrowException
 from pydantic import SecretStr
 from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
-from pyiceberg.io.pyarrow import parquet_file_to_data_file
+from pyiceberg.io.pyarrow import parquet_file_to_data_file, parquet_path_to_id_mapping
 from pyiceberg.manifest import DataFile, ManifestContent
 from pyiceberg.serializers import ToOutputFile
 from pyiceberg.table import Table
@@ -343,6 +344,7 @@ class IcebergLake:
                 found = parquet_file_to_data_file(table.io, table.metadata, file.location)
             except OverflowError:
                 found = parquet_file_to_data_file(table.io, _without_far_bounds(table), file.location)
+            _drop_partial_bounds(table, found)
         except ArrowException as exc:
             raise CorruptCopy("add to lake", file.location, f"not readable as Parquet: {exc}") from exc
         except (ValueError, TypeError, KeyError) as exc:
@@ -364,6 +366,25 @@ def _without_far_bounds(table: Table) -> TableMetadata:
     far = [f.name for f in table.schema().fields if isinstance(f.field_type, is_time) and f.field_id not in sources]
     asked = {f"write.metadata.metrics.column.{name}": "counts" for name in far}
     return table.metadata.model_copy(update={"properties": {**table.metadata.properties, **asked}})
+
+
+def _drop_partial_bounds(table: Table, found: DataFile) -> None:
+    """Take bounds off columns that they do not hold for: readers leave a file out by its bounds, rows and all.
+
+    Why: Arrow keeps no min and max of a row group where one is longer than 4 KB, and pyiceberg makes the file's bounds
+    of the other groups'.
+    """
+    if len(found.split_offsets or ()) < 2:  # one row group: its bounds are the file's, or there are none
+        return
+    with table.io.new_input(found.file_path).open() as footer:
+        groups = pq.read_metadata(footer)
+    ids = parquet_path_to_id_mapping(table.schema())
+    for group in map(groups.row_group, range(groups.num_row_groups)):
+        for column in map(group.column, range(groups.num_columns)):
+            told = column.statistics
+            if told is not None and not told.has_min_max and told.null_count != column.num_values:
+                for bounds in (found.lower_bounds, found.upper_bounds):
+                    (bounds or {}).pop(ids[column.path_in_schema], None)
 
 
 def _find(dataset: str, location: str, live: dict[str, DataFile]) -> DataFile:
