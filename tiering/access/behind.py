@@ -23,7 +23,7 @@ from tiering import errors
 from tiering.access.codec import decode, encode
 from tiering.access.metrics import Metrics
 from tiering.access.shapes import Directory
-from tiering.access.writing import row_key, touched
+from tiering.access.touched import row_texts, touched_by_many
 from tiering.model import Dataset, Form
 from tiering.stores.cache import Cache
 from tiering.stores.documents_async import AsyncDocuments
@@ -271,12 +271,10 @@ class Behind:
         for (name, columns), rows in groups.items():
             dataset = self._directory.dataset(name)
             key = ("_id",) if dataset.form is Form.DOCUMENTS else (await self._directory.shape(dataset, 1.0)).key
-            for row in rows:
-                values = dict(zip(columns, row, strict=True))
-                texts.add(row_key(name, key, values).text)
-                texts.update(k.text for k in touched(dataset, values))
+            texts.update(row_texts(name, [columns.index(one) for one in key], rows))
+            texts.update(k.text for k in touched_by_many(dataset, columns, rows))
         try:
-            await self._cache.forget_many(sorted(texts))
+            await self._cache.forget_many(list(texts))
         except errors.StoreUnavailable as exc:
             log.info("not dropped from the cache: %s", exc)
 

@@ -31,7 +31,8 @@ from tiering.access.results import Form, of_table, shaped
 from tiering.access.shapes import Directory, tier_of
 from tiering.access.sources import Sources
 from tiering.access.tickets import Ticket, Tickets, TicketStatus
-from tiering.access.writing import STATEMENT_SECONDS, Writing, Written, row_key
+from tiering.access.touched import row_key
+from tiering.access.writing import STATEMENT_SECONDS, Writing, Written
 from tiering.model import Policies, Tier
 from tiering.plan.policies import parse_policies
 from tiering.settings import Settings, load_settings
@@ -302,7 +303,7 @@ class Access:
     async def close(self, drain_seconds: float) -> None:
         """Flush what is buffered and close everything; `open_access` does this."""
         await self._behind.close(drain_seconds)
-        self._reading.close()
+        await self._reading.close()
         self._calendars.close()
         self._tickets.close()
         await self.trust.close()

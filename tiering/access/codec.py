@@ -20,27 +20,43 @@ from tiering.errors import CorruptCopy, PermanentError
 _DECIMAL, _DATE, _UUID, _NAIVE, _TIME, _TEXT, _SPAN, _NETWORK, _BIG = range(1, 10)
 
 
+def _extension(code: int, data: bytes) -> msgpack.ExtType:
+    """Make an extension without its checks: they cost more than the packing."""
+    made: msgpack.ExtType = tuple.__new__(msgpack.ExtType, (code, data))
+    return made
+
+
 def _pack_other(value: Any) -> msgpack.ExtType:
     """Carry what msgpack does not know; asked only for that."""
-    if isinstance(value, Decimal):
-        return msgpack.ExtType(_DECIMAL, str(value).encode())
-    if isinstance(value, datetime):  # without a zone: msgpack has taken the others
-        return msgpack.ExtType(_NAIVE, value.isoformat().encode())
-    if isinstance(value, date):
-        return msgpack.ExtType(_DATE, value.isoformat().encode())
-    if isinstance(value, UUID):
-        return msgpack.ExtType(_UUID, value.bytes)
-    if isinstance(value, time):
-        return msgpack.ExtType(_TIME, value.isoformat().encode())
-    if isinstance(value, timedelta):
-        return msgpack.ExtType(_SPAN, f"{value.days},{value.seconds},{value.microseconds}".encode())
-    if isinstance(value, IPv4Address | IPv6Address | IPv4Interface | IPv6Interface):
-        return msgpack.ExtType(_NETWORK, str(value).encode())
-    if isinstance(value, int):
-        return msgpack.ExtType(_BIG, str(value).encode())
+    if type(value) is Decimal:
+        return _extension(_DECIMAL, str(value).encode())
+    pack = _PACK.get(type(value))
+    if pack is None:  # a type derived from one of them
+        pack = next((found for kind, found in _PACK.items() if isinstance(value, kind)), None)
+    if pack is not None:
+        return _extension(*pack(value))
     if type(value).__name__ == "ObjectId":  # of MongoDB, whose driver stays in the stores
-        return msgpack.ExtType(_TEXT, str(value).encode())
+        return _extension(_TEXT, str(value).encode())
     raise PermanentError("cache", type(value).__name__, "a value of this type cannot be cached")
+
+
+def _of_network(value: Any) -> tuple[int, bytes]:
+    return _NETWORK, str(value).encode()
+
+
+_PACK: dict[type, Callable[[Any], tuple[int, bytes]]] = {
+    Decimal: lambda value: (_DECIMAL, str(value).encode()),
+    datetime: lambda value: (_NAIVE, value.isoformat().encode()),  # without a zone: msgpack has taken the others
+    date: lambda value: (_DATE, value.isoformat().encode()),
+    UUID: lambda value: (_UUID, value.bytes),
+    time: lambda value: (_TIME, value.isoformat().encode()),
+    timedelta: lambda value: (_SPAN, f"{value.days},{value.seconds},{value.microseconds}".encode()),
+    IPv4Address: _of_network,
+    IPv6Address: _of_network,
+    IPv4Interface: _of_network,
+    IPv6Interface: _of_network,
+    int: lambda value: (_BIG, str(value).encode()),
+}
 
 
 def _span(data: bytes) -> timedelta:

@@ -73,6 +73,15 @@ class Key:
         return self.text
 
 
+def escaped(part: str) -> str:
+    """A part as it stands in a key's text."""
+    return _UNSAFE.sub(_hex, part)
+
+
+def _hex(found: re.Match[str]) -> str:
+    return f"%{ord(found[0]):02X}"
+
+
 @lru_cache(maxsize=65536)
 def _make(kind: Kind, parts: tuple[str, ...]) -> Key:
     names = kind.parts
@@ -80,7 +89,7 @@ def _make(kind: Kind, parts: tuple[str, ...]) -> Key:
         raise PermanentError("make key", kind.pattern, f"takes {', '.join(names)}, each not empty", "Give every part.")
     text = kind.pattern
     for name, part in zip(names, parts, strict=True):
-        text = text.replace("{" + name + "}", _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", part), 1)
+        text = text.replace("{" + name + "}", escaped(part), 1)
     return Key(kind, parts, text)
 
 

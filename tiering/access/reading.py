@@ -30,19 +30,22 @@ from tiering.access.keys import Key, market_of
 from tiering.access.metrics import Metrics
 from tiering.plan.freshness import PHASE_SECONDS, Phase, jittered, time_to_live
 from tiering.stores.cache import Cache
-from tiering.stores.cache_entries import FENCE, LEASE, NOTHING, VALUE, Found, lease, new_token, pack_header
+from tiering.stores.cache_entries import FENCE, LEASE, NOTHING, VALUE, Found, Lease, new_token, pack_header, stamp_of
+from tiering.stores.patience import Patience
 from tiering.stores.trust import Trust
 
 Load = Callable[[], Awaitable[Any]]
 """Asks the database; None: there is no such thing."""
 
-LEASE_MS = 5000
-"""Longer than any load may take: who lets it run out must not fill."""
+LEASE_MS, LEASE_OLD_MS = 60_000, 5000
+"""Longer than any load takes, even in a process that is held up: who lets it run out must not fill. But another process
+may take it over when it is old."""
 
 CLAIM_SECONDS = 5.0
 LEASE_WAIT_SECONDS = 0.05
 """How long another process is given to fill before we ask the database ourselves."""
 
+CLOSE_SECONDS = 0.5
 HIT_SAMPLE = 64
 _LOOKS_MAX = 4
 
@@ -166,7 +169,7 @@ class Reading:
         """Answer by the budget, come what may."""
         seconds = self._budgets.hot if budget is None else budget
         try:
-            async with asyncio.timeout(max(seconds - (time.monotonic() - began), 0.001)):
+            async with Patience(max(seconds - (time.monotonic() - began), 0.001)):
                 answer = await self._resolve(key, load, found, began)
         except TimeoutError:
             self._metrics.reads.labels(key.kind.name, "timeout").inc()
@@ -196,8 +199,14 @@ class Reading:
             if landing is not None:
                 return Answer(landing.value, landing.source)
             found = await self._peek(key, time.monotonic())
-        # Others fill and writers fence, again and again: ask the database for ourselves.
-        return Answer(await load(), "database")
+        # Others fill and writers fence, again and again: ask the database, with all who are in this place.
+        alone = await self._flights.ride(f"{key.text} alone", partial(self._ask, load=load), time.monotonic())
+        assert alone is not None  # it takes passengers aboard until it lands
+        return Answer(alone.value, "database")
+
+    async def _ask(self, trip: Trip, *, load: Load) -> Landing:
+        trip.leave(time.monotonic())
+        return Landing(await load(), is_current=False)
 
     async def _last_resort(self, key: Key) -> Answer:
         """The database does not answer: what the cache has is better than nothing, and is called what it is."""
@@ -213,60 +222,71 @@ class Reading:
 
     async def _fly(self, trip: Trip, *, key: Key, load: Load, found: Found | None) -> Landing:
         """Fetch a value from the database, and leave it in the cache if nobody has written meanwhile."""
-        token = new_token()
-        held: Found | None = None
-        has_lease = False
-        if self._trust.allows(time.monotonic()) and (found is None or found.state != FENCE):
+        mine = Lease(new_token())
+        epoch, has_lease = 0, False
+        if (found is None or found.state != FENCE) and await self._trust.confirm(time.monotonic()):
+            epoch = self._trust.epoch
             try:
-                held = await self._lease(trip, key, token)
+                held = await self._lease(trip, key, mine)
                 has_lease = held is None
+                if held is not None and held.header and held.fresh_until > time.time():
+                    return Landing(decode(held.payload) if held.state == VALUE else None, False, "cache")
             except errors.StoreUnavailable:
                 has_lease = False
-        if held is not None and held.header and held.fresh_until > time.time():
-            return Landing(decode(held.payload) if held.state == VALUE else None, False, "cache")
         trip.leave(time.monotonic())
         try:
             value = await load()
         except BaseException:
             if has_lease:
-                self._in_background(self._give_back(key, token))
+                self._in_background(self._give_back(key, mine))
             raise
         if not has_lease:
             return Landing(value, is_current=False)
-        trip.close_doors()
+        # The fill is on its way before anybody has the answer: on one connection, whoever asks next finds it there.
+        is_trusted = self._trust.allows(time.monotonic()) and self._trust.epoch == epoch
+        filling = asyncio.get_running_loop().create_task(self._fill(key, mine.content, value, mine.stamp))
+        trip.arrive(value)
         try:
-            return Landing(value, is_current=await self._fill(key, lease(token), value))
+            return Landing(value, is_current=await filling and is_trusted)
         except errors.StoreUnavailable:
             return Landing(value, is_current=False)
 
-    async def _lease(self, trip: Trip, key: Key, token: bytes) -> Found | None:
+    async def _lease(self, trip: Trip, key: Key, mine: Lease) -> Found | None:
         """Take the key's lease: None when it is ours, else what stands there: a value, a fence, somebody's lease."""
         deadline = time.monotonic() + LEASE_WAIT_SECONDS
         wait = 0.001
         while True:
-            trip.leave(time.monotonic())
-            held = await self._cache.acquire(key.text, token, LEASE_MS)
-            if held is None or held.state != LEASE or time.monotonic() > deadline:
+            now = time.monotonic()
+            # Where the database's word is old by now, it holds for those who asked before it was given.
+            trip.leave(now if self._trust.allows(now) else self._trust.confirmed_at)
+            held = await self._cache.acquire(key.text, mine, LEASE_MS)
+            if held is None or held.state != LEASE:
                 return held
+            if time.monotonic() > deadline:
+                is_ours = await self._cache.take_over(key.text, mine, LEASE_MS, LEASE_MS - LEASE_OLD_MS)
+                return None if is_ours else held
             await asyncio.sleep(wait)
             wait = min(wait * 2, 0.01)
 
-    async def _fill(self, key: Key, expected: bytes, value: Any) -> bool:
+    async def _fill(self, key: Key, expected: bytes, value: Any, taken: bytes) -> bool:
+        """Put a value where `expected` stands, unless the server or the epoch is another than when that was `taken`."""
         seconds = self.lifetime(key) if value is not None else float(key.kind.missing_seconds)
         if seconds <= 0:
             return await self._cache.fill(key.text, expected, lambda _: b"", 0)
         state, payload = (VALUE, encode(value)) if value is not None else (NOTHING, b"")
         until = time.time() + seconds
         stale = key.kind.stale_seconds if value is not None else 0
-        return await self._cache.fill(
-            key.text,
-            expected,
-            lambda stamp: pack_header(state, stamp, until) + payload,
-            max(1, int((seconds + stale) * 1000)),
-        )
+        is_same = True
 
-    async def _give_back(self, key: Key, token: bytes) -> None:
-        await self._cache.fill(key.text, lease(token), lambda _: b"", 0)
+        def content(stamp: bytes) -> bytes:
+            nonlocal is_same
+            is_same = stamp == taken
+            return pack_header(state, stamp, until) + payload if is_same else b""
+
+        return await self._cache.fill(key.text, expected, content, max(1, int((seconds + stale) * 1000))) and is_same
+
+    async def _give_back(self, key: Key, mine: Lease) -> None:
+        await self._cache.fill(key.text, mine.content, lambda _: b"", 0)
 
     def _renew(self, key: Key, load: Load, found: Found) -> None:
         """Fetch a stale value anew in the background; one client at a time does."""
@@ -275,7 +295,7 @@ class Reading:
             until = time.time() + CLAIM_SECONDS
             header = await self._cache.claim(key.text, found.header, lambda stamp: pack_header(VALUE, stamp, until))
             if header is not None:
-                await self._fill(key, header, await load())
+                await self._fill(key, header, await load(), stamp_of(header))
 
         self._in_background(renew())
 
@@ -307,8 +327,8 @@ class Reading:
         by_volatility = kind.by_volatility and volatility is not None
         return jittered(time_to_live(base, sessions, now, volatility, by_volatility=by_volatility), self._dice.random())
 
-    def close(self) -> None:
-        """End what goes on in the background."""
-        self._flights.close()
+    async def close(self) -> None:
+        """Fill what was fetched, and end what else goes on in the background."""
+        await self._flights.close(CLOSE_SECONDS)
         for task in self._renewals:
             task.cancel()

@@ -12,23 +12,19 @@ time, the outcome is unknown: TimedOut, and the fences stay until the server's o
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from decimal import Decimal
 from typing import Any
 
 from tiering import errors
-from tiering.access import keys
 from tiering.access.codec import encode
-from tiering.access.keys import Key, market_of
+from tiering.access.keys import Key
 from tiering.access.metrics import Metrics
 from tiering.access.reading import Reading
 from tiering.access.shapes import Directory, Shape
+from tiering.access.touched import Row, row_key, touched
 from tiering.model import Dataset, Form
-from tiering.plan.calendars import ZONES
 from tiering.stores.cache import Cache
 from tiering.stores.cache_entries import VALUE, new_token, pack_header
 from tiering.stores.documents_async import AsyncDocuments
@@ -45,8 +41,6 @@ DISTRUST_SECONDS = 7.0
 FENCED_MAX = 1000
 """Keys that one call may fence: who writes more rows at once means `analytical`."""
 
-Row = Mapping[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -61,51 +55,6 @@ class Written:
     row_count: int
     is_durable: bool = True
     is_cached: bool = True
-
-
-def row_key(dataset: str, key: Sequence[str], row: Row) -> Key:
-    """The cache key of a row, by the values of its primary key."""
-    return keys.ROW.key(dataset, "|".join(_as_text(row[name]) for name in key))
-
-
-def _as_text(value: Any) -> str:
-    """Write a value so that equal values are equal texts, and no text holds the separator."""
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    if isinstance(value, Decimal):
-        return format(value.normalize(), "f")
-    return str(value).replace("\\", "\\\\").replace("|", "\\p")
-
-
-def touched(dataset: Dataset, row: Row) -> list[Key]:
-    """The keys of the table that a row changes the answer of, besides its own.
-
-    Left out are those that may be stale by declaration and sum up many rows (`summary:`, `sentiment:`): each write
-    of a bar would fetch them anew.
-    """
-    symbol = str(row.get("symbol") or "")
-    if dataset.name == "market_bars" and symbol:
-        found = [keys.PRICE.key(symbol), keys.VOLUME.key(symbol)]
-        if row.get("market"):
-            found.append(keys.QUOTE.key(symbol, str(row["market"])))
-        return found + _dated(keys.OHLCV, symbol, row.get("ts"))
-    if dataset.name == "technical_indicators" and symbol and row.get("indicator"):
-        return [keys.TECH.key(symbol, str(row["indicator"]))]
-    if dataset.name == "user_configurations" and row.get("user_id"):
-        return [keys.PREFS.key(str(row["user_id"])), keys.WATCHLIST.key(str(row["user_id"]))]
-    if dataset.name == "news" and symbol:
-        return _dated(keys.NEWS, symbol, row.get("publish_time"))
-    if dataset.name == "analysis_sessions" and symbol and row.get("session_id"):
-        return [keys.ANALYSIS.key(symbol, str(row["session_id"]))]
-    return []
-
-
-def _dated(kind: keys.Kind, symbol: str, at: Any) -> list[Key]:
-    if not isinstance(at, datetime):
-        return []
-    market = market_of(kind.key(symbol, "1970-01-01"))
-    day: date = at.astimezone(ZONES.get(market, UTC)).date()
-    return [kind.key(symbol, day.isoformat())]
 
 
 class Writing:
@@ -144,17 +93,17 @@ class Writing:
         if len(own) + len(others) > FENCED_MAX:
             hint = "Write them in parts, or with mode='analytical'."
             raise errors.PermanentError("write", dataset.name, f"more than {FENCED_MAX} keys at once", hint)
-        token = new_token()
+        token, epoch = new_token(), self._trust.epoch
         is_fenced = await self._fence([k.text for k in (*own, *others)], token)
         try:
             stored = await self._store(dataset, shape, rows, seconds)
         except errors.TieringError as exc:
             if is_fenced and not isinstance(exc, errors.StoreUnavailable):
-                await self._settle(dict.fromkeys((*own, *others)), token)  # refused: nothing was written
+                await self._settle(dict.fromkeys((*own, *others)), token, epoch)  # refused: nothing was written
             raise
         values: dict[Key, Row | None] = {**dict.fromkeys(others), **dict(zip(own, stored, strict=True))}
         if is_fenced:
-            is_fenced = await self._settle(values, token)
+            is_fenced = await self._settle(values, token, epoch)
         self._metrics.writes.labels(dataset.name, "real_time").inc(len(rows))
         return Written(len(rows), is_cached=is_fenced)
 
@@ -170,25 +119,27 @@ class Writing:
         await self._trust.distrust(DISTRUST_SECONDS)
         return False
 
-    async def _settle(self, values: Mapping[Key, Row | None], token: bytes) -> bool:
+    async def _settle(self, values: Mapping[Key, Row | None], token: bytes, epoch: int) -> bool:
         """Take the fences down; where one may have been lost with its server, have everybody leave their caches."""
         try:
-            await asyncio.gather(*(self._settle_one(key, row, token) for key, row in values.items()))
+            await self._cache.settle(token, [self._left(key, row, epoch) for key, row in values.items()])
         except errors.StoreUnavailable:
             self._metrics.bypassed.inc()
             await self._trust.distrust(DISTRUST_SECONDS)
             return False
         return True
 
-    async def _settle_one(self, key: Key, row: Row | None, token: bytes) -> None:
+    def _left(self, key: Key, row: Row | None, epoch: int) -> tuple[str, Callable[[bytes], bytes] | None, int]:
+        """What is left in a fence's place: the row, unless somebody may have written past the fences meanwhile."""
         if row is None:
-            await self._cache.settle(key.text, token, None, 1)
-            return
+            return key.text, None, 1
         seconds = self._reading.lifetime(key)
         until, payload = time.time() + seconds, encode(row)
-        await self._cache.settle(
-            key.text, token, lambda stamp: pack_header(VALUE, stamp, until) + payload, int(seconds * 1000)
-        )
+
+        def content(stamp: bytes) -> bytes:
+            return pack_header(VALUE, stamp, until) + payload if self._trust.epoch == epoch else b""
+
+        return key.text, content, int(seconds * 1000)
 
     # -- the database --------------------------------------------------------------------------------------
 

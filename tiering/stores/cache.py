@@ -25,9 +25,10 @@ from tiering.stores.cache_entries import (
     FILL_SCRIPT,
     SCRIPTS,
     SETTLE_SCRIPT,
+    TAKE_SCRIPT,
     Found,
+    Lease,
     Script,
-    lease,
     unpack,
 )
 from tiering.stores.cache_lane import CALL_SECONDS, Address, Lane
@@ -130,20 +131,33 @@ class Cache:
             found[place] = one
         return [one for one in found if one is not None]
 
-    async def acquire(self, key: str, token: bytes, milliseconds: int, seconds: float = CALL_SECONDS) -> Found | None:
+    async def acquire(self, key: str, lease: Lease, milliseconds: int, seconds: float = CALL_SECONDS) -> Found | None:
         """Take the lease of a key that does not exist; else return what stands there.
 
         A value of another stamp counts as nothing: the lease takes its place.
         """
-        words = ("SET", key, lease(token), "NX", "GET", "PX", milliseconds)
-        lane, raw = await self._run(key, lambda _: words, seconds)
+
+        def words(lane: Lane) -> tuple[Any, ...]:
+            lease.stamp = lane.stamp
+            return "SET", key, lease.content, "NX", "GET", "PX", milliseconds
+
+        lane, raw = await self._run(key, words, seconds)
         if raw is None:
             return None
         found = unpack(raw, lane.stamp)
         if found.header and not found.fresh_until:
-            swapped = await self._eval(FILL_SCRIPT, key, lambda _: (found.header, lease(token), milliseconds), seconds)
+            swapped = await self._eval(FILL_SCRIPT, key, lambda _: (found.header, lease.content, milliseconds), seconds)
             return None if swapped else await self.get(key, seconds)
         return found
+
+    async def take_over(self, key: str, lease: Lease, milliseconds: int, left: int) -> bool:
+        """Take another's lease that has no more than `left` milliseconds to live: its holder is held up, or dead."""
+
+        def words(lane: Lane) -> tuple[Any, ...]:
+            lease.stamp = lane.stamp
+            return lease.content, milliseconds, left
+
+        return bool(await self._eval(TAKE_SCRIPT, key, words, CALL_SECONDS))
 
     async def fill(self, key: str, expected: bytes, content: Callable[[bytes], bytes], milliseconds: int) -> bool:
         """Put a value in the place of a lease or of a stale value; False when something else stands there by now.
@@ -174,20 +188,23 @@ class Cache:
         Raises:
             StoreUnavailable: not every fence is known to stand.
         """
-        await asyncio.gather(
-            *(self._eval(FENCE_SCRIPT, key, lambda _: (token, milliseconds), 2 * CALL_SECONDS) for key in keys)
-        )
+        await self._eval_many(FENCE_SCRIPT, [(key, lambda _: (token, milliseconds)) for key in keys])
 
-    async def settle(self, key: str, token: bytes, content: Callable[[bytes], bytes] | None, milliseconds: int) -> int:
-        """Take a fence down and leave a value, or nothing: 1 stored, 2 nothing stored, 0 the fence was gone."""
-        return int(
-            await self._eval(
-                SETTLE_SCRIPT,
-                key,
-                lambda lane: (token, content(lane.stamp) if content else b"", milliseconds),
-                2 * CALL_SECONDS,
-            )
-        )
+    async def settle(
+        self, token: bytes, contents: Sequence[tuple[str, Callable[[bytes], bytes] | None, int]]
+    ) -> list[int]:
+        """Take fences down and leave values, or nothing: 1 stored, 2 nothing stored, 0 the fence was gone.
+
+        Args:
+            token: of the fences.
+            contents: for each key what makes its value from the stamp, or None, and how many milliseconds it lives.
+        """
+
+        def words(make: Callable[[bytes], bytes] | None, milliseconds: int) -> Words:
+            return lambda lane: (token, make(lane.stamp) if make else b"", milliseconds)
+
+        asked = [(key, words(make, milliseconds)) for key, make, milliseconds in contents]
+        return [int(answer) for answer in await self._eval_many(SETTLE_SCRIPT, asked)]
 
     async def put(self, key: str, content: Callable[[bytes], bytes], milliseconds: int) -> None:
         """Store a value whatever stands there: for keys that have no database behind them."""
@@ -204,6 +221,8 @@ class Cache:
             groups.setdefault(await self._lane(key, CALL_SECONDS), []).append(key)
 
         async def drop(lane: Lane, texts: list[str]) -> list[str]:
+            if self._only is lane and type(await lane.call("UNLINK", *texts, seconds=10 * CALL_SECONDS)) is int:
+                return []
             answers = await lane.call_many([("UNLINK", text) for text in texts], 10 * CALL_SECONDS)
             return [text for text, answer in zip(texts, answers, strict=True) if isinstance(answer, Exception)]
 
@@ -234,6 +253,32 @@ class Cache:
             raise errors.StoreUnavailable("change", key, str(answer), "See Redis's log.")
         return answer
 
+    async def _eval_many(self, script: Script, asked: Sequence[tuple[str, Words]]) -> list[Any]:
+        """Run a script for many keys in one round trip per server; what does not answer there is asked singly."""
+        seconds = 2 * CALL_SECONDS
+        if len(asked) == 1:
+            return [await self._eval(script, *asked[0], seconds)]
+        groups: dict[Lane, list[int]] = {}
+        for place, (key, _) in enumerate(asked):
+            groups.setdefault(await self._lane(key, seconds), []).append(place)
+        found: list[Any] = [None] * len(asked)
+
+        async def ask(lane: Lane, places: list[int]) -> None:
+            if not lane.is_open:
+                await lane.ready(seconds)
+            commands = [("EVALSHA", script.sha, 1, asked[p][0], *asked[p][1](lane)) for p in places]
+            for place, answer in zip(places, await lane.call_many(commands, seconds), strict=True):
+                found[place] = answer
+
+        if len(groups) == 1:
+            await ask(*next(iter(groups.items())))
+        else:
+            await asyncio.gather(*(ask(*group) for group in groups.items()))
+        for place, answer in enumerate(found):
+            if isinstance(answer, Exception):
+                found[place] = await self._eval(script, *asked[place], seconds)
+        return found
+
     async def _run(self, key: str, words: Words, seconds: float, *, is_raw: bool = False) -> tuple[Lane, Any]:
         """Run a command where its key is, and follow the key when it moves; StoreUnavailable when time is up."""
         deadline = time.monotonic() + seconds
@@ -242,6 +287,8 @@ class Cache:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
+            if not lane.is_open:
+                await lane.ready(left)
             if is_asking:
                 answer = (await lane.call_many([("ASKING",), words(lane)], left))[1]
             else:
@@ -290,7 +337,9 @@ class Cache:
         assert self._first is not None
         lane = self._lanes.get((host, port))
         if lane is None:
-            lane = self._lanes[host, port] = Lane(self._first.at(host, port), self._epoch)
+            lane = self._lanes[host, port] = Lane(
+                self._first.at(host, port), self._epoch, [script.text for script in SCRIPTS]
+            )
         return lane
 
     def _remap(self) -> None:

@@ -91,7 +91,15 @@ return 1
 """)
 """Claim the renewal of a stale value: it looks fresh to the others for a moment; its time to live stays."""
 
-SCRIPTS = (FENCE_SCRIPT, SETTLE_SCRIPT, FILL_SCRIPT, CLAIM_SCRIPT)
+TAKE_SCRIPT = _script("""
+-- KEYS: one key. ARGV: new lease, milliseconds, how many the old one may have left at most.
+if redis.call('GETRANGE', KEYS[1], 0, 0) ~= 'L' or redis.call('PTTL', KEYS[1]) > tonumber(ARGV[3]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+""")
+"""Take over an old lease: a holder that died is waited for a moment, one that is only slow may still fill till then."""
+
+SCRIPTS = (FENCE_SCRIPT, SETTLE_SCRIPT, FILL_SCRIPT, CLAIM_SCRIPT, TAKE_SCRIPT)
 
 
 def new_token() -> bytes:
@@ -99,9 +107,23 @@ def new_token() -> bytes:
     return secrets.token_bytes(TOKEN_BYTES)
 
 
-def lease(token: bytes) -> bytes:
-    """What a lease looks like under its key."""
-    return LEASE + token
+class Lease:
+    """The right to fill one key, on the server and in the epoch in which it was taken.
+
+    Attributes:
+        content: what it looks like under its key.
+        stamp: of the lane that was asked for it; what another server or a later epoch takes for it, is not ours.
+    """
+
+    __slots__ = ("content", "stamp")
+
+    def __init__(self, token: bytes) -> None:
+        self.content, self.stamp = LEASE + token, b""
+
+
+def stamp_of(header: bytes) -> bytes:
+    """The stamp in a value's header."""
+    return bytes(_HEADER.unpack(header)[1])
 
 
 def pack_header(kind: bytes, stamp: bytes, fresh_until: float) -> bytes:

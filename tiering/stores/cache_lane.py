@@ -71,10 +71,17 @@ class _Pending:
 
 
 class Lane(asyncio.Protocol):
-    """One connection, opened when first needed and again after it broke. Belongs to one event loop."""
+    """One connection, opened when first needed and again after it broke. Belongs to one event loop.
 
-    def __init__(self, address: Address, epoch: int = 0) -> None:
+    Args:
+        address: of the server.
+        epoch: part of the stamp.
+        scripts: that the server is to know before anything else is asked.
+    """
+
+    def __init__(self, address: Address, epoch: int = 0, scripts: Sequence[bytes] = ()) -> None:
         self.address = address
+        self._scripts = scripts
         self.breaker = Breaker()
         self.stamp = bytes(STAMP_BYTES)
         self._incarnation = b"\0\0\0\0"
@@ -105,6 +112,11 @@ class Lane(asyncio.Protocol):
         return self._transport is not None
 
     # -- asking --------------------------------------------------------------------------------------------
+
+    async def ready(self, seconds: float) -> None:
+        """Connect if need be: only then the stamp is that of the server that will answer. Raises as `call`."""
+        if self._transport is None or self.breaker.is_tripped:
+            await self._opened(seconds)
 
     async def call(self, *words: Any, seconds: float = CALL_SECONDS) -> Any:
         """Send one command and return its answer; an error that the server answers is returned as a value.
@@ -193,9 +205,10 @@ class Lane(asyncio.Protocol):
         if address.database:
             commands.append(("SELECT", address.database))
         commands.append(("INFO", "server"))
-        packed = b"".join(map(hiredis.pack_command, commands))
-        answers = await self._ask(packed, len(commands), address.connect_seconds)
-        answers = answers if len(commands) > 1 else [answers]
+        packed = b"".join(map(hiredis.pack_command, [*commands, *(("SCRIPT", "LOAD", one) for one in self._scripts)]))
+        answers = await self._ask(packed, len(commands) + len(self._scripts), address.connect_seconds)
+        # Scripts that it will not take now are given again when they are used.
+        answers = answers[: len(commands)] if len(commands) + len(self._scripts) > 1 else [answers]
         for answer in answers:
             if isinstance(answer, Exception):
                 text = str(answer)

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from tiering import errors
 from tiering.stores.breaker import Breaker
+from tiering.stores.patience import Patience
 from tiering.stores.postgres import SESSION, family_of
 
 CONNECT_SECONDS = 2.0
@@ -87,7 +88,7 @@ class AsyncPostgres:
             raise errors.StoreUnavailable(operation, subject, f"{self.name} failed a moment ago and rests", _UP)
         connection = None
         try:
-            async with asyncio.timeout(seconds):
+            async with Patience(seconds):
                 pool = self._pool or await self._opened()
                 connection = await pool.acquire()
                 result = await work(connection)

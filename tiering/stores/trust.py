@@ -10,11 +10,14 @@ reach whom. On the same connection the client is told when units move (`tiering_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tiering import errors
+from tiering.stores.patience import Patience
 from tiering.stores.postgres_async import AsyncPostgres
 
 log = logging.getLogger(__name__)
@@ -53,10 +56,32 @@ class Trust:
         self._task: asyncio.Task[None] | None = None
         self._beginning: asyncio.Task[None] | None = None
         self._first = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._word: asyncio.Future[None] | None = None
+        self._is_listening = False
+        self.confirmed_at = float("-inf")
 
     def allows(self, now: float) -> bool:
         """Tell whether the cache counts at this instant of the monotonic clock: one comparison, on every read."""
         return now < self._may_use_until
+
+    async def confirm(self, began: float) -> bool:
+        """Tell whether the cache counts for who began then; ask the database where its last word is too old.
+
+        It is when this process was busy, and had no ear for it. Whoever asked before the database answered may use the
+        cache by that answer however late it is read: in the instant of the answer the cache was right.
+        Returns False at once where the database does not answer, and while the cache is distrusted.
+        """
+        while not self.allows(time.monotonic()):
+            if self.confirmed_at >= began:
+                return True
+            if not self._is_listening or self._heard_at >= began:
+                return False
+            if self._word is None:
+                self._word = asyncio.get_running_loop().create_future()
+            self._hurry.set()
+            await asyncio.shield(self._word)
+        return True
 
     def is_confirmed(self, now: float) -> bool:
         """Tell whether the database was heard of lately."""
@@ -76,21 +101,43 @@ class Trust:
             try:
                 async with self._database.listening("tiering_units", heard=lambda _: self._units_moved()) as connection:
                     self._units_moved()  # who was not listening may have missed it
+                    self._is_listening = True
                     while True:
-                        asked = time.monotonic()
-                        row = await connection.fetchrow(_ASK, timeout=TRUST_SECONDS)
-                        if row is not None:
-                            self._note(asked, row[0], row[1])
-                        await asyncio.sleep(POLL_SECONDS)
+                        await self._ask(connection)
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(POLL_SECONDS):
+                                await self._hurry.wait()
             except errors.TieringError as exc:
                 log.info("not listening: %s", exc)
-                await asyncio.sleep(AGAIN_SECONDS)
+            finally:
+                self._is_listening = False
+                self._say()
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _ask(self, connection: Any) -> None:
+        self._hurry.clear()
+        asked = time.monotonic()
+        async with Patience(TRUST_SECONDS):
+            row = await connection.fetchrow(_ASK)
+        if row is None:  # not installed: nothing is known, and nobody need wait for it
+            self._heard_at = asked
+        else:
+            self._note(asked, row[0], row[1])
+        self._say()
+
+    def _say(self) -> None:
+        """Wake who waits for the database's word: it is here, or there will be none."""
+        word, self._word = self._word, None
+        if word is not None and not word.done():
+            word.set_result(None)
 
     def _note(self, asked: float, epoch: int, distrust: float) -> None:
         if epoch != self.epoch:
             self.epoch = epoch
             self._epoch_changed(epoch)
         self._heard_at = asked
+        if distrust <= 0:
+            self.confirmed_at = asked
         # While it is distrusted the cache cannot be used at all, however freshly we heard.
         self._may_use_until = float("-inf") if distrust > 0 else asked + TRUST_SECONDS
         self._first.set()
