@@ -20,6 +20,7 @@ from rich.table import Table
 
 from infra.local import Stack
 from tests.bench import (
+    access,
     backup,
     bars,
     compression,
@@ -44,7 +45,7 @@ CHECKS_FOUND_DIFFERENCES = 3
 
 GROUPS = tuple(
     group
-    for module in (export, stream, metadata, plan, compression, documents, erase, fidelity, backup, flow, drill)
+    for module in (export, stream, metadata, plan, compression, documents, erase, fidelity, backup, flow, drill, access)
     for group in module.GROUPS
 )
 
