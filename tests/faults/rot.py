@@ -128,6 +128,7 @@ def flip_steps(world: RotWorld, steps: Sequence[Step], choice: random.Random, fl
         found.kinds[kind] += 1
         if problem:
             found.missed.append(f"{where}, {step.name}: {problem}")
+            say(f"WRONG {found.missed[-1]}")
         # What takes long is read again after some of the flips only.
         if choice.random() < CONTROL_SECONDS / max(CONTROL_SECONDS, step.seconds):
             found.controls += 1
