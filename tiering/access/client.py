@@ -284,6 +284,17 @@ class Access:
         """Wait until all analytical rows of this client are in their database; tell whether they are."""
         return await self._behind.drain(seconds)
 
+    async def recover(self, seconds: float = DRAIN_SECONDS) -> bool:
+        """Take over what clients that died left in their journals, and wait for it as `flush`.
+
+        The first analytical write of a client does this too, and does not wait.
+
+        Raises:
+            StoreUnavailable: the journal's directory cannot be used.
+        """
+        await self._behind.start()
+        return await self._behind.drain(seconds)
+
     # -- itself --------------------------------------------------------------------------------------------
 
     def observe(self) -> None:
