@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tiering.stores.pg_tools import lsn_text
 
 STORE = StoreName.POSTGRESQL
 SMALL_COUNT_MAX = 120
+_READERS = 8
 
 
 class LogArchive:
@@ -59,11 +61,15 @@ class LogArchive:
     def pieces(self, timeline: int, begins: int) -> Iterator[tuple[int, bytes]]:
         """Read what is stored of one timeline in the segment that begins there.
 
+        Several objects at a time: in synchronous mode a segment comes in hundreds, and a recovery waits for each.
+
         Raises:
             CorruptCopy: an object is not what was stored.
         """
-        for one in self._by_segment.get((timeline, begins // self.segment_bytes), ()):
-            data = self._catalogue.vault.read(one.stored.name)
+        ranges = self._by_segment.get((timeline, begins // self.segment_bytes), [])
+        with ThreadPoolExecutor(_READERS, "log") as pool:
+            read = list(pool.map(lambda one: self._catalogue.vault.read(one.stored.name), ranges))
+        for one, data in zip(ranges, read, strict=True):
             if len(data) != at(one.ends) - at(one.begins):
                 cause = f"it has {len(data)} bytes, and its name says {at(one.ends) - at(one.begins)}"
                 raise NotFound("read", one.stored.name, cause, "Choose an earlier moment.")
