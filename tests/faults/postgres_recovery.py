@@ -40,7 +40,7 @@ from tiering.stores.objects import S3Objects
 from tiering.stores.pg_wal import WalServer
 
 ROWS_PER_ROUND, TARGETS_PER_ROUND = 600, 60
-LIVES_PER_FULL = 10
+LIVES_PER_FULL, LIVES_PER_FULL_SYNC = 10, 3
 WRITERS = 4
 # Longer than the bars, mostly: a server that stored nothing at all has to fail them.
 LOAD_SECONDS = 1.0, 7.0
@@ -250,7 +250,7 @@ def live(
         if is_synchronous:
             states = "SELECT sync_state FROM pg_stat_replication WHERE application_name = 'tiering'"
             wait_until(lambda: world.execute(states) == [("sync",)], what="commits wait for the bucket")
-        if life % LIVES_PER_FULL == 0:
+        if life % (LIVES_PER_FULL_SYNC if is_synchronous else LIVES_PER_FULL) == 0:
             world.backup()
         writers = [
             threading.Thread(target=write, args=(world, (life * WRITERS + number) * 10**7, acknowledged))
