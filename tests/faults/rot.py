@@ -112,8 +112,7 @@ def flip_steps(world: RotWorld, steps: Sequence[Step], choice: random.Random, fl
     found, readers = Found(), dict[str, list[Step]]()
     for step in steps:
         for name in step.reads:
-            # Other steps read records, too, and go on with another backup where one is spoiled: rightly.
-            if step.is_of_records or not name.startswith("catalogue/"):
+            if step.judges(name):
                 readers.setdefault(name, []).append(step)
     unread = [name for name in world.names() if name not in readers and not UNREAD.search(name)]
     groups = grouped(sorted(readers))

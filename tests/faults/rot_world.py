@@ -91,10 +91,15 @@ class Step:
     reads: frozenset[str] = frozenset()
     seconds: float = 0.0
 
-    @property
-    def is_of_records(self) -> bool:
-        """Say whether it reads what the catalogue has of one backup, and nothing else."""
-        return self.name.startswith(RECORDS)
+    def judges(self, name: str) -> bool:
+        """Say whether a spoiled object has to end it.
+
+        Not the record of another backup: steps read records of every backup, and do without a spoiled one, rightly.
+        """
+        if name not in self.reads:
+            return False
+        _, place, backup_id = self.name.rpartition(RECORDS)
+        return not name.startswith("catalogue/") or (bool(place) and f"/{backup_id}/" in name)
 
 
 @dataclass
@@ -124,7 +129,7 @@ class RotWorld:
     def steps(self) -> list[Step]:
         """Return the steps of restoring everything, each with what it reads; each is known to end well."""
         steps = [Step(f"{RECORDS}{one.backup_id}", partial(self._record, one)) for one in self.backups]
-        steps += [Step(f"{RECORDS}checks of {one.backup_id}", partial(self._checks, one)) for one in self.backups]
+        steps += [Step(f"checks in the {RECORDS}{one.backup_id}", partial(self._checks, one)) for one in self.backups]
         steps += [Step(f"{one.store} {one.backup_id}", self._reads_of(one)) for one in self.backups]
         steps += [Step(f"log of timeline {number}", partial(self._log, number)) for number in self._timelines()]
         steps.append(Step("expected", lambda: expect.around_moment(self.vault, self.taken_at)))
