@@ -87,6 +87,11 @@ def test_a_backup_is_proven_and_its_directory_is_what_mongorestore_reads(
     prove_mongo.verify(catalogue, backup, now())
     assert prove_mongo.prove(catalogue, backup, scratch_mongo, now()).documents == 500
     assert catalogue.entry(backup.backup_id).state is BackupState.PROVEN
+    keyless = Catalogue(Vault(catalogue.vault.objects, Keyring(SecretStr(b64encode(b"o" * 32).decode()))))
+    for check in (prove_mongo.verify, lambda *of: prove_mongo.prove(*of[:2], scratch_mongo, of[2])):
+        with pytest.raises(errors.KeyMissing):
+            check(keyless, backup, now())
+    assert catalogue.entry(backup.backup_id).state is BackupState.PROVEN, "it says nothing of the backup"
 
     backup_mongo.export(catalogue, backup, tmp_path / "dump")
     files = sorted(str(path.relative_to(tmp_path / "dump")) for path in (tmp_path / "dump").rglob("*.*"))

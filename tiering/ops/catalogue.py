@@ -23,7 +23,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from tiering.errors import AlreadyExists, CorruptCopy, KeyMissing, LeaseHeld, NotFound, TieringError
+from tiering.errors import (
+    AlreadyExists,
+    CorruptCopy,
+    KeyMissing,
+    LeaseHeld,
+    NotFound,
+    SettingsError,
+    StoreFull,
+    TieringError,
+    TransientError,
+)
 from tiering.model_backup import (
     Backup,
     BackupKind,
@@ -43,6 +53,9 @@ from tiering.stores.vault import Vault
 RECORDS = "catalogue/"
 UPLOADED = "UPLOADED"
 REMOVED = "REMOVED"
+NOT_ITS_FAULT = (TransientError, KeyMissing, SettingsError, StoreFull)
+"""What stops a check and says nothing of the backup: an outage, a key or a room that is not here. Nothing is marked."""
+
 _ID_TIME = "%Y%m%dT%H%M%SZ"
 _RECORD_TIME = "%Y%m%dT%H%M%S.%fZ"
 _RANKS = {BackupState.VERIFIED: 0, BackupState.PROVEN: 1, BackupState.FAILED: 2}

@@ -16,11 +16,11 @@ from datetime import datetime
 
 from pydantic import SecretStr
 
-from tiering.errors import FingerprintMismatch, NotFound, TransientError, VerificationError
+from tiering.errors import FingerprintMismatch, NotFound, TieringError, VerificationError
 from tiering.model_backup import Backup, BackupState
 from tiering.ops import restore_mongo
 from tiering.ops.backup_mongo import collections_of, oplog_of
-from tiering.ops.catalogue import Catalogue
+from tiering.ops.catalogue import NOT_ITS_FAULT, Catalogue
 from tiering.plan.heartbeat import judge_chain
 from tiering.stores import mongo_layout
 from tiering.stores.beats import COLLECTION, MongoBeats
@@ -59,6 +59,7 @@ def verify(catalogue: Catalogue, backup: Backup, now: datetime, progress: Progre
 
     Raises:
         CorruptCopy, FingerprintMismatch: something is not what was stored; the backup is marked FAILED.
+        KeyMissing: nothing can be said, and nothing is marked.
     """
     try:
         _verify(catalogue, backup, progress)
@@ -75,6 +76,7 @@ def prove(
 
     Raises:
         TieringError: what is wrong with it; the backup is marked FAILED, but where a server or the bucket was away.
+        KeyMissing: nothing can be said, and nothing is marked.
     """
     try:
         with scratch() as url:
@@ -83,9 +85,9 @@ def prove(
                 backup_id=backup.backup_id, progress=progress,
             )  # fmt: skip
             beats = _check_beats(url)
-    except TransientError:
+    except NOT_ITS_FAULT:
         raise
-    except Exception as exc:
+    except TieringError as exc:
         catalogue.mark(backup, BackupState.FAILED, now, {"check": "prove"}, str(exc))
         raise
     proof = Proof(done.at, done.documents, done.entries, beats)

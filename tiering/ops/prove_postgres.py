@@ -13,17 +13,15 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from tiering.errors import KeyMissing, SettingsError, StoreFull, TieringError, TransientError, VerificationError
+from tiering.errors import TieringError, VerificationError
 from tiering.model_backup import Backup, BackupState
-from tiering.ops.catalogue import Catalogue
+from tiering.ops.catalogue import NOT_ITS_FAULT, Catalogue
 from tiering.ops.restore_postgres import RestoredDirectory, restore, verify_backup
 from tiering.ops.wal_archive import LogArchive
 from tiering.plan.recovery import Target, TargetKind, at
 from tiering.stores.pg_inspect import Findings, inspect, reached
 from tiering.stores.pg_tools import PgTools, lsn_text
 from tiering.stores.scratch import ScratchPostgres, ScratchServer
-
-_NOT_ITS_FAULT = (TransientError, KeyMissing, SettingsError, StoreFull)
 
 Progress = Callable[[int, str], None]
 LookInto = Callable[[ScratchServer], Mapping[str, object]]
@@ -151,7 +149,7 @@ class _judged:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
-        if not isinstance(exc, TieringError) or isinstance(exc, _NOT_ITS_FAULT):
+        if not isinstance(exc, TieringError) or isinstance(exc, NOT_ITS_FAULT):
             return
         ended = self._now + timedelta(seconds=time.monotonic() - self._began)
         # A link that failed is another backup's failure too; this one cannot be restored either way.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from tiering.errors import KeyMissing, TieringError, TransientError
+from tiering.errors import TieringError
 from tiering.model_backup import Backup, BackupState
 from tiering.ops.backup_redis import parts_of
-from tiering.ops.catalogue import Catalogue
+from tiering.ops.catalogue import NOT_ITS_FAULT, Catalogue
 from tiering.ops.restore_redis import Servers, check_map, load
 
 
@@ -22,8 +22,8 @@ def verify(catalogue: Catalogue, backup: Backup, now: datetime) -> int:
     try:
         check_map(backup, parts_of(backup))
         read = sum(len(catalogue.vault.fetch(stored)) for stored in backup.objects)
-    except (TransientError, KeyMissing):
-        raise  # says nothing of the backup
+    except NOT_ITS_FAULT:
+        raise
     except TieringError as exc:
         catalogue.mark(backup, BackupState.FAILED, now, {"check": "verify"}, str(exc))
         raise
@@ -40,8 +40,8 @@ def prove(catalogue: Catalogue, backup: Backup, now: datetime, servers: Servers,
     try:
         with load(catalogue, backup, servers, scratch) as copy:
             facts = {"keys": copy.keys, "expired": copy.expired, "servers": len(copy.urls)}
-    except (TransientError, KeyMissing):
-        raise  # says nothing of the backup
+    except NOT_ITS_FAULT:
+        raise
     except TieringError as exc:
         catalogue.mark(backup, BackupState.FAILED, now, {"check": "prove"}, str(exc))
         raise

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tiering.errors import CorruptCopy, KeyMissing, NotFound, TieringError, TransientError, VerificationError
+from tiering.errors import CorruptCopy, NotFound, TieringError, VerificationError
 from tiering.model_backup import Backup, BackupState, CatalogueEntry, StoreName
 from tiering.ops.backup_files import Reading, Sources, digest_of, list_of
-from tiering.ops.catalogue import Catalogue
+from tiering.ops.catalogue import NOT_ITS_FAULT, Catalogue
 from tiering.ops.chunks import ChunkReader, find_spoiled
 from tiering.stores.file_tree import FILE, TreeWriter
 from tiering.stores.vault import Vault
@@ -110,8 +110,8 @@ def prove(catalogue: Catalogue, backup: Backup, now: datetime, scratch: Path | N
             into = Path(home) / "restored"
             done = restore(catalogue.vault, backup, into, outside_links=True)
             check(backup, into)
-    except (TransientError, KeyMissing):
-        raise  # says nothing of the backup
+    except NOT_ITS_FAULT:
+        raise
     except TieringError as exc:
         catalogue.mark(backup, BackupState.FAILED, now, {"check": "prove"}, str(exc))
         raise

@@ -19,15 +19,13 @@ from tiering.errors import (
     CorruptCopy,
     HeldError,
     InDeepArchive,
-    KeyMissing,
     NotFound,
     TieringError,
-    TransientError,
     VerificationError,
 )
 from tiering.model_backup import Backup, BackupState, StoredObject, StoreName
 from tiering.ops.backup_lake import Version, inventory
-from tiering.ops.catalogue import Catalogue
+from tiering.ops.catalogue import NOT_ITS_FAULT, Catalogue
 from tiering.ops.chunks import ChunkReader, find_spoiled
 from tiering.stores.lake_walk import Reference, ledger_references, pointers, table_references
 from tiering.stores.objects import S3Objects
@@ -280,8 +278,8 @@ def prove(catalogue: Catalogue, backup: Backup, now: datetime) -> int:
     """
     try:
         count = _walk(catalogue.vault, backup)
-    except (TransientError, KeyMissing):
-        raise  # says nothing of the backup
+    except NOT_ITS_FAULT:
+        raise
     except TieringError as exc:
         catalogue.mark(backup, BackupState.FAILED, now, {"check": "prove"}, str(exc))
         raise
