@@ -109,6 +109,21 @@ def test_a_dry_run_says_why_and_changes_nothing_and_applied_it_is_so(objects: Ob
     check_moments(history, entries, catalogue.logs(PG, "main"))
 
 
+def test_expectations_evidence_and_history_of_drills_stay(objects: ObjectStore) -> None:
+    """However old: recoveries read the first, auditors the others."""
+    catalogue = opened(objects)
+    history = fill(catalogue, short_history())
+    names = ["expected/20200101T000000000000Z.json", "evidence/20200101T000000Z-tier1.json", "history/main/00000002"]
+    for name in names:
+        catalogue.vault.put(name, b"{}")
+    for later in (timedelta(0), timedelta(minutes=1)):
+        [done] = sweep_backups.retain(catalogue, strategy_of(history), history.now + later, "me", apply=True)
+        assert done.is_applied
+        assert not set(names) & set(done.leftovers)
+    for name in names:
+        assert catalogue.vault.read(name) == b"{}"
+
+
 def test_a_source_that_is_being_backed_up_is_left_alone(objects: ObjectStore) -> None:
     catalogue = opened(objects)
     history = fill(catalogue, short_history())
