@@ -25,6 +25,7 @@ def backup(
     kind: BackupKind = BackupKind.FULL,
     source: str | None = None,
     proof: bool = True,
+    if_changed: bool = False,
     at: AwareDatetime | None = None,
 ) -> State[None]:
     """Back up every server of a store, read each backup back, start a server on it, and mark it PROVEN.
@@ -34,11 +35,12 @@ def backup(
         kind: how much of it.
         source: only this server: main, hot or warm.
         proof: start a server on it.
+        if_changed: of files and the configuration: only if it would differ from the newest one.
         at: the run's instant, with time zone; default: when the run was scheduled.
     """
     now = run_now(at)
     sources = [source] if source else tasks.list_sources(store)
-    results = [tasks.secure(store, kind, one, now, proof) for one in sources]
+    results = [tasks.secure(store, kind, one, now, proof, if_changed) for one in sources]
     proven = [entry for entry, _ in results if entry]
     problems = [problem for _, problem in results if problem]
     tasks.show_backups(proven)

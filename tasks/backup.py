@@ -37,13 +37,15 @@ def list_sources(store: StoreName) -> list[str]:
 
 
 @task(name="back up", task_run_name="back up {store}/{source} {kind}", **EFFECT)
-def take(store: StoreName, kind: BackupKind, source: str, now: datetime) -> str:
-    """Take one backup, and name it."""
+def take(store: StoreName, kind: BackupKind, source: str, now: datetime, if_changed: bool) -> str | None:
+    """Take one backup, and name it; None: nothing changed, and that was asked."""
     from tiering import cli_backup_kit as kit
 
     logging.getLogger("tiering").setLevel(logging.INFO)
-    settings, catalogue = kit.opened()
-    return kit.take(settings, catalogue, store, kind, source, now).backup_id
+    if if_changed:
+        found = kit.take_if_changed(*kit.opened(), store, source, now)
+        return found.backup_id if found else None
+    return kit.take(*kit.opened(), store, kind, source, now).backup_id
 
 
 @task(name="verify backup", task_run_name="verify {backup_id}", **PLAN)
@@ -67,19 +69,19 @@ def prove(backup_id: str, now: datetime) -> CatalogueEntry:
 
 @task(name="back up and prove", task_run_name="secure {store}/{source} {kind}", **CHAIN)
 def secure(
-    store: StoreName, kind: BackupKind, source: str, now: datetime, proof: bool
+    store: StoreName, kind: BackupKind, source: str, now: datetime, proof: bool, if_changed: bool
 ) -> tuple[CatalogueEntry | None, str]:
     """Take, read back and prove one backup; return it, or what went wrong. Nothing, if another run is at it."""
     try:
-        backup_id = take(store, kind, source, now)
+        if (backup_id := take(store, kind, source, now, if_changed)) is None:
+            return None, ""
         verify(backup_id, now)
         return (prove(backup_id, now) if proof else None), ""
     except LeaseHeld as exc:
         get_run_logger().warning("%s", exc)
         return None, ""
     except TieringError as exc:
-        tell_failed(store, source, str(exc))
-        return None, f"{store}/{source}: {exc}"
+        return None, tell_failed(store, source, str(exc))
 
 
 @task(name="mirror the catalogue", **EFFECT)
@@ -145,9 +147,10 @@ def show_retention(found: Sequence[Retained], dry_run: bool) -> None:
     create_table_artifact(rows[:ROWS_MAX], artifact_key("backup-retention"), text)
 
 
-def tell_failed(store: StoreName, source: str, problem: str) -> None:
-    """Emit an event that automations send on to people."""
+def tell_failed(store: StoreName, source: str, problem: str) -> str:
+    """Emit an event that automations send on to people; return the problem with whose it is."""
     emit_event(FAILED_EVENT, {"prefect.resource.id": f"tiering.backup.{store}.{source}"}, payload={"problem": problem})
+    return f"{store}/{source}: {problem}"
 
 
 def tell_gaps(gaps: Sequence[LogGap]) -> None:

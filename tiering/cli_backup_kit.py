@@ -6,6 +6,7 @@ Everything that names a program or an embedded server is put together here, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,7 +18,7 @@ from pydantic import SecretStr
 from infra.local.binaries import find_postgres_bin
 from infra.local.scratch_postgres import LocalScratchPostgres
 from infra.local.scratch_redis import scratch_redis
-from infra.local.scratch_servers import scratch_mongo
+from infra.local.scratch_servers import scratch_mongo, scratch_objects
 from tiering import errors
 from tiering.model_backup import Backup, BackupKind, BackupStrategy, CatalogueEntry, LogRange, StoreName
 from tiering.ops import catalogue as catalogues
@@ -34,6 +35,10 @@ Progress = Callable[[int, str], None]
 """Told of bytes or rows, and of what they belong to."""
 
 MAIN = "main"
+IN_PLACE = "in-place"
+ROOT = Path(__file__).parents[1]
+"""The project's directory: its configuration is backed up."""
+
 NOWHERE = SecretStr("")
 FILES = (StoreName.APPLICATION_DATA, StoreName.CONFIGURATION)
 
@@ -95,6 +100,8 @@ def sources_of(settings: Settings, store: StoreName) -> dict[str, SecretStr]:
     """
     if store is StoreName.APPLICATION_DATA:
         return {MAIN: NOWHERE} if settings.app_data_dir else {}
+    if store in (StoreName.CONFIGURATION, StoreName.LAKE):
+        return {MAIN: NOWHERE}
     urls: Mapping[StoreName, tuple[SecretStr | None, SecretStr | None]] = {
         StoreName.POSTGRESQL: (settings.hot_pg_url, settings.warm_pg_url),
         StoreName.MONGODB: (settings.hot_mongo_url, settings.warm_mongo_url),
@@ -145,15 +152,70 @@ def take(
 
         copy = backup_redis.backup_aof if kind is BackupKind.AOF else backup_redis.backup
         return copy(catalogue, url, source, now, progress)
-    found = None
-    if store is StoreName.APPLICATION_DATA and settings.app_data_dir:
-        from tiering.ops import backup_files
-
-        trees = backup_files.Sources({"": settings.app_data_dir})
-        found = backup_files.backup(catalogue, store, trees, now, source=source, progress=progress)
-    if found is None:
-        raise _not_here("back up", store, kind)
+    if store is StoreName.LAKE:
+        return _take_lake(settings, catalogue, source, now, progress)
+    found = _take_files(settings, catalogue, store, source, now, progress)
+    assert found is not None  # only what is taken on change may be left out
     return found
+
+
+def take_if_changed(
+    settings: Settings, catalogue: Catalogue, store: StoreName, source: str, now: datetime,
+    progress: Progress = lambda *_: None,
+) -> Backup | None:  # fmt: skip
+    """Take a snapshot of files or of the configuration if it would differ from the newest one; else return None.
+
+    Raises:
+        PermanentError: whether this store changed, only a backup can tell.
+    """
+    if store not in FILES or source not in sources_of(settings, store):
+        cause = "there is none, or it has no backups on change"
+        raise errors.PermanentError("back up", f"{store}/{source}", cause, f"These have: {', '.join(FILES)}.")
+    return _take_files(settings, catalogue, store, source, now, progress, only_if_changed=True)
+
+
+def _take_files(
+    settings: Settings, catalogue: Catalogue, store: StoreName, source: str, now: datetime, progress: Progress, *,
+    only_if_changed: bool = False,
+) -> Backup | None:  # fmt: skip
+    from tiering.ops import backup_files, configuration
+
+    if store is StoreName.CONFIGURATION:
+        with ExitStack() as servers:
+            opened = {name: servers.enter_context(closing(one)) for name, one in _databases(settings).items()}
+            sources = configuration.gather(ROOT, settings.policies, opened, settings.redis_url)
+    else:
+        assert settings.app_data_dir is not None  # else there is no such source
+        sources = backup_files.Sources({"": settings.app_data_dir})
+    return backup_files.backup(
+        catalogue, store, sources, now, source=source, only_if_changed=only_if_changed, progress=progress
+    )
+
+
+def _databases(settings: Settings) -> dict[str, Postgres]:
+    if settings.is_one_database:
+        return {"main": Postgres(settings.hot_pg_url, "PostgreSQL")}
+    return {
+        "hot": Postgres(settings.hot_pg_url, "hot PostgreSQL"),
+        "warm": Postgres(settings.warm_pg_url, "warm PostgreSQL"),
+    }
+
+
+def _take_lake(settings: Settings, catalogue: Catalogue, source: str, now: datetime, progress: Progress) -> Backup:
+    from tiering.ops import backup_lake
+    from tiering.stores import lake_walk
+
+    buckets = {"lake": _bucket(settings, settings.lake_bucket), "files": _bucket(settings, settings.files_bucket)}
+    names = {role: bucket.bucket for role, bucket in buckets.items()}
+    with closing(Postgres(settings.warm_pg_url, "warm PostgreSQL")) as warm:
+        pointers = partial(lake_walk.pointers, warm)
+        return backup_lake.backup(
+            catalogue, buckets, pointers, now, source=source, names=names, progress=progress
+        )  # fmt: skip
+
+
+def _bucket(settings: Settings, name: str) -> S3Objects:
+    return S3Objects(settings.s3_url, name, settings.s3_access_key, settings.s3_secret_key, settings.s3_region)
 
 
 def verify(catalogue: Catalogue, backup: Backup, now: datetime, progress: Progress = lambda *_: None) -> None:
@@ -179,7 +241,9 @@ def verify(catalogue: Catalogue, backup: Backup, now: datetime, progress: Progre
 
         restore_files.verify(catalogue, backup, now)
     else:
-        raise _not_here("verify", backup.store, backup.kind)
+        from tiering.ops import restore_lake
+
+        restore_lake.verify(catalogue, backup, now)
 
 
 def prove(
@@ -208,7 +272,9 @@ def prove(
 
         restore_files.prove(catalogue, backup, now, scratch)
     else:
-        raise _not_here("prove", backup.store, backup.kind)
+        from tiering.ops import restore_lake
+
+        restore_lake.prove(catalogue, backup, now)
 
 
 # -- restoring -------------------------------------------------------------------------------------------------------
@@ -218,7 +284,10 @@ def restore(
     settings: Settings, catalogue: Catalogue, store: StoreName, source: str, to: str, into: str, now: datetime, *,
     is_approved: bool = False, backup_id: str | None = None, progress: Progress = lambda *_: None,
 ) -> str:  # fmt: skip
-    """Bring a moment of a store back into a directory (PostgreSQL) or a server (MongoDB, Redis); say what was done.
+    """Bring a moment of a store back into a directory or a server; say what was done.
+
+    A directory for PostgreSQL, files and configuration; a URL for MongoDB, Redis and the lake, which may also be
+    brought to its catalog in place (`IN_PLACE`).
 
     Raises:
         NotFound: nothing leads there exactly; the reason says what does.
@@ -251,14 +320,46 @@ def restore(
             progress=progress,
         )  # fmt: skip
         return f"{keys} keys of {backup.backup_id}"
-    if store in FILES:
-        from tiering.ops import restore_files
+    if store is StoreName.LAKE:
+        return _restore_lake(settings, catalogue, source, to, into, now, is_approved=is_approved, progress=progress)
+    from tiering.ops import restore_files
 
-        at = None if to == "latest" else datetime.fromisoformat(to)
-        chosen = catalogue.entry(backup_id) if backup_id else restore_files.newest(catalogue, store, source, at)
-        files = restore_files.restore(catalogue.vault, chosen.backup, Path(into), progress=progress)
-        return f"{files.files} files of {chosen.backup.backup_id}"
-    raise _not_here("restore", store, BackupKind.FULL)
+    at = None if to == "latest" else _instant(to)
+    chosen = catalogue.entry(backup_id) if backup_id else restore_files.newest(catalogue, store, source, at)
+    files = restore_files.restore(catalogue.vault, chosen.backup, Path(into), progress=progress)
+    return f"{files.files} files of {chosen.backup.backup_id}"
+
+
+def _restore_lake(
+    settings: Settings, catalogue: Catalogue, source: str, to: str, into: str, now: datetime, *, is_approved: bool,
+    progress: Progress,
+) -> str:  # fmt: skip
+    """Bring the buckets of a moment to another object store, or the settings' bucket to its catalog."""
+    from tiering.ops import restore_lake
+    from tiering.ops.recover_lake import LakeRecoverer
+
+    if into != IN_PLACE:
+        if "://" not in into:
+            hint = f"Write http://access:secret@host:port (as env:NAME of it), or {IN_PLACE}."
+            raise errors.PermanentError("restore", "lake", f"{into!r} is no object store", hint)
+        recoverer = LakeRecoverer(catalogue, source, partial(scratch_objects, settings.scratch_dir))
+        return recoverer.recover(now if to == "latest" else _instant(to), into, is_approved=is_approved)
+    if to != "latest":
+        hint = "Restore PostgreSQL to the moment first: the bucket follows its catalog."
+        raise errors.PermanentError("restore", f"lake {IN_PLACE}", f"{to!r}: in place there is only `latest`", hint)
+    with closing(Postgres(settings.warm_pg_url, "warm PostgreSQL")) as warm:
+        bucket = _bucket(settings, settings.lake_bucket)
+        done = restore_lake.restore(catalogue, warm, bucket, source=source, is_approved=is_approved, progress=progress)
+    text = f"{done.objects} objects of {done.tables} tables: {done.present} were right"
+    return f"{text}, {done.from_versions} from older versions, {done.from_vault} from backups"
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        hint = "Write latest, or 2026-11-22T08:00:00Z: between two snapshots there is nothing to go to."
+        raise errors.PermanentError("read target", text, "not a moment", hint) from None
 
 
 def _redis_at(catalogue: Catalogue, source: str, to: str, backup_id: str | None) -> Backup:
@@ -270,7 +371,7 @@ def _redis_at(catalogue: Catalogue, source: str, to: str, backup_id: str | None)
         return catalogue.entry(backup_id).backup
     if to == "latest":
         return restore_redis.newest(catalogue, source).backup
-    wanted = datetime.fromisoformat(to)
+    wanted = _instant(to)
     usable = [entry.backup for entry in catalogue.entries(StoreName.REDIS, source) if entry.state != "FAILED"]
     fitting = [backup for backup in usable if moment_of(backup) <= wanted]
     if not fitting:
@@ -281,10 +382,6 @@ def _redis_at(catalogue: Catalogue, source: str, to: str, backup_id: str | None)
 
 def _tools() -> PgTools:
     return PgTools(find_postgres_bin())
-
-
-def _not_here(operation: str, store: StoreName, kind: BackupKind) -> errors.TieringError:
-    return errors.PermanentError(operation, f"{store} {kind}", "not available in this version", "`tiering backups`.")
 
 
 # -- looking after them ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from infra.local.binaries import find_postgres_bin
 from infra.local.scratch_postgres import LocalScratchPostgres
 from infra.local.scratch_redis import scratch_redis
-from infra.local.scratch_servers import scratch_mongo
+from infra.local.scratch_servers import scratch_mongo, scratch_objects
 from tiering import errors
 from tiering.model_backup import StoreName
 from tiering.model_drill import DrillReport, Incident
@@ -30,6 +30,8 @@ from tiering.ops.catalogue import Catalogue
 from tiering.ops.drill import run_drill
 from tiering.ops.drill_corruption import Check
 from tiering.ops.drill_run import Kit
+from tiering.ops.recover_files import FilesRecoverer
+from tiering.ops.recover_lake import LakeRecoverer
 from tiering.ops.recover_mongo import MongoRecoverer
 from tiering.ops.recover_postgres import PostgresRecoverer
 from tiering.ops.recover_redis import RedisRecoverer
@@ -84,11 +86,10 @@ def recoverers_of(catalogue: Catalogue, scratch_dir: Path | None) -> list[Recove
     for one in catalogue.listed():
         if one.is_uploaded and not one.is_removed:
             found[one.store, one.source] = None
-    made = [_recoverer(catalogue, store, source, scratch_dir) for store, source in sorted(found)]
-    return [recoverer for recoverer in made if recoverer is not None]
+    return [_recoverer(catalogue, store, source, scratch_dir) for store, source in sorted(found)]
 
 
-def _recoverer(catalogue: Catalogue, store: StoreName, source: str, scratch_dir: Path | None) -> Recoverer | None:
+def _recoverer(catalogue: Catalogue, store: StoreName, source: str, scratch_dir: Path | None) -> Recoverer:
     if store is StoreName.POSTGRESQL:
         tools = PgTools(find_postgres_bin())
         return PostgresRecoverer(catalogue, source, tools, LocalScratchPostgres(scratch_dir))
@@ -96,7 +97,9 @@ def _recoverer(catalogue: Catalogue, store: StoreName, source: str, scratch_dir:
         return MongoRecoverer(catalogue, source, partial(scratch_mongo, scratch_dir))
     if store is StoreName.REDIS:
         return RedisRecoverer(catalogue, source, partial(scratch_redis, parent=scratch_dir), scratch_dir)
-    return None
+    if store is StoreName.LAKE:
+        return LakeRecoverer(catalogue, source, partial(scratch_objects, scratch_dir))
+    return FilesRecoverer(catalogue, store, source, scratch_dir)
 
 
 def cadence_of(policies: str) -> dict[StoreName, timedelta]:

@@ -28,6 +28,14 @@ def scratch_s3(parent: Path | None = None) -> Iterator[Stack]:
 
 
 @contextmanager
+def scratch_objects(parent: Path | None = None) -> Iterator[tuple[str, SecretStr, SecretStr]]:
+    """Start an empty object store; yield its URL, access key and secret key."""
+    with scratch_s3(parent) as stack:
+        access, secret = stack.s3.credentials
+        yield stack.s3.url, SecretStr(access), SecretStr(secret)
+
+
+@contextmanager
 def _scratch(parent: Path | None, service: str) -> Iterator[Stack]:
     directory = Path(tempfile.mkdtemp(prefix="tiering-scratch-", dir=parent))
     try:

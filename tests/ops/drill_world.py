@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -15,10 +16,11 @@ from pydantic import SecretStr
 import infra.sql
 from infra.local import Stack
 from infra.local.binaries import find_postgres_bin
+from tests.ops.world import World
 from tests.wait import wait_until
-from tiering import cli_kit
-from tiering.model import Form
-from tiering.model_backup import BackupKind
+from tiering import cli_backup_kit, cli_kit
+from tiering.model import Form, Transition
+from tiering.model_backup import BackupKind, StoreName
 from tiering.ops import backup_mongo, backup_postgres, backup_redis, expect, install, oplog, seed
 from tiering.ops.catalogue import Catalogue
 from tiering.ops.drill_run import Kit
@@ -68,6 +70,8 @@ class DrillWorld:
         tools = PgTools(find_postgres_bin())
         backup_postgres.backup(self.catalogue, self.settings.hot_pg_url, "main", BackupKind.FULL, _now(), tools)
         self.back_up_redis(self.catalogue)
+        for store in (StoreName.LAKE, StoreName.APPLICATION_DATA, StoreName.CONFIGURATION):
+            cli_backup_kit.take(self.settings, self.catalogue, store, BackupKind.FULL, "main", _now())
 
     def back_up_redis(self, catalogue: Catalogue) -> None:
         """Take a set of snapshots."""
@@ -83,7 +87,9 @@ class DrillWorld:
 @contextmanager
 def open_drill_world(stack: Stack, scale: seed.Scale = SMALL) -> Iterator[DrillWorld]:
     """Install, seed, and let heartbeat and archivers run while the body does."""
-    settings = stack.settings().model_copy(update={"backup_key": SecretStr(KEY)})
+    files = stack.directory / "application"
+    _write_files(files)
+    settings = stack.settings().model_copy(update={"backup_key": SecretStr(KEY), "app_data_dir": files})
     keys = ("s3_url", "s3_access_key", "s3_secret_key", "s3_region", "backup_bucket", "backup_key")
     recovery = RecoverySettings(_env_file=None, **{key: getattr(settings, key) for key in keys})  # type: ignore[call-arg]
     policies = parse_policies(POLICIES.read_text(encoding="utf-8"), str(POLICIES))
@@ -112,6 +118,25 @@ def _fill(stores: Stores, scale: seed.Scale) -> None:
     from tiering.ops import seed_users
 
     seed_users.load_state(stores, now, 20, 7)
+    _archive_a_day(stores, now)
+
+
+def _archive_a_day(stores: Stores, now: datetime) -> None:
+    """Bring one old day of bars through to the lake, so that there is an archive to lose."""
+    dataset = stores.policies.dataset("market_bars")
+    assert dataset is not None
+    world = World(stores, dataset, now)
+    world.insert_day(now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=2200))
+    world.run(Transition.HOT_TO_WARM)
+    assert world.run(Transition.WARM_TO_COLD)
+
+
+def _write_files(directory: Path) -> None:
+    """Write what an application keeps beside its databases."""
+    for number in range(20):
+        file = directory / f"models/{number % 3}/weights-{number}.bin"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(random.Random(number).randbytes(10_000 + number))
 
 
 @contextmanager

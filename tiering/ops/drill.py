@@ -327,12 +327,7 @@ def _report(run: Run, points: Sequence[RecoveryPoint], common: Beat | None, ende
         text = "; ".join(asked[1]) if asked else "nothing was answered"
         rpo = _rpo(run, component)
         measured.append(Measured(component, is_back, rto, rpo, run.objective.rto, run.objective.rpo, text))
-    if StoreName.REDIS in run.scope.stores and StoreName.REDIS in run.reached:
-        age = run.loss_until - run.reached[StoreName.REDIS]
-        run.notes.append(
-            f"Redis is a cache: its snapshot was {age.total_seconds():.0f} s old; what it lacks is filled from "
-            "PostgreSQL and MongoDB when it is asked for, and its RPO is theirs"
-        )
+    _note_snapshots(run)
     return DrillReport(
         drill_id=f"{run.began_at:%Y%m%dT%H%M%S%f}Z-tier{run.objective.tier}-{run.incident}",
         tier=run.objective.tier,
@@ -352,10 +347,26 @@ def _report(run: Run, points: Sequence[RecoveryPoint], common: Beat | None, ende
     )
 
 
+def _note_snapshots(run: Run) -> None:
+    """Tell the age of what no RPO is measured by."""
+    ages = {store: run.loss_until - at for store, at in run.reached.items() if store in run.scope.stores}
+    if age := ages.get(StoreName.REDIS):
+        run.notes.append(
+            f"Redis is a cache: its snapshot was {age.total_seconds():.0f} s old; what it lacks is filled from "
+            "PostgreSQL and MongoDB when it is asked for, and its RPO is theirs"
+        )
+    if age := ages.get(StoreName.APPLICATION_DATA):
+        every = run.kit.cadence.get(StoreName.APPLICATION_DATA)
+        run.notes.append(
+            f"Application files are {age.total_seconds():.0f} s old: what was written since is lost. They are held to "
+            f"their own schedule, one snapshot in {every}, and archival_data's RPO is that of the archive"
+        )
+
+
 def _rpo(run: Run, component: Component) -> timedelta | None:
     """Measure what is lost: from the last write that is back in all of the component's stores to the incident."""
     stores = {store for probe in plan.probes_of(run.scope) if probe.component is component for store in probe.stores}
-    records = stores - {StoreName.CONFIGURATION, StoreName.REDIS}
+    records = stores - {StoreName.CONFIGURATION, StoreName.REDIS, StoreName.APPLICATION_DATA}
     if not records:
         # A cache loses nothing that its records do not lose; those that did not fail lose nothing at all.
         records = {store for store in run.scope.failed if store in (StoreName.POSTGRESQL, StoreName.MONGODB)}
