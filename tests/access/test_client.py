@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -16,9 +17,10 @@ from tests.access.world import TODAY, bar, client, installed, run
 from tests.ops.world import World, days_ago
 from tiering import errors
 from tiering.access import OHLCV, PREFS, PRICE, QUOTE, SESSION, TicketState
-from tiering.access.keys import Kind
+from tiering.access.keys import Key, Kind
 from tiering.model import Tier, Transition
 from tiering.settings import Settings
+from tiering.stores.cache_entries import VALUE, pack_header
 from tiering.stores.postgres import execute, fetch_one
 
 Place = tuple[World, Settings]
@@ -88,12 +90,30 @@ def test_one_of_ten_thousand_asks(place: Place) -> None:
 
     async def work() -> None:
         async with client(place[1]) as access:
-            key = PRICE.key("MANY")
+            key = PRICE.key(f"MANY{secrets.token_hex(4)}")
             answers = await asyncio.gather(*(access.get(key, load, budget=60) for _ in range(10_000)))
             assert answers == [{"a": 1}] * 10_000
             assert asked == 1
             assert (await access.look(key, load, budget=60)).source == "cache"
             assert asked == 1
+
+    run(work())
+
+
+def test_what_is_no_value_of_ours_is_fetched_anew(place: Place) -> None:
+    async def work() -> None:
+        async with client(place[1]) as access:
+            keys = [PRICE.key(f"DAMAGED{number}") for number in range(3)]
+            until = datetime.now(UTC).timestamp() + 60
+            for key in keys:
+                await access.cache.put(key.text, lambda stamp: pack_header(VALUE, stamp, until) + b"\xc1", 60_000)
+
+            async def load(_: Key | None = None) -> int:
+                return 7
+
+            assert await access.get(keys[0], load) == 7
+            assert (await access.look(keys[1], load)).value == 7
+            assert await access.get_many(keys[2:], load) == [7]
 
     run(work())
 

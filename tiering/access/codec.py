@@ -112,5 +112,5 @@ def decode(payload: bytes) -> Any:
     """
     try:
         return msgpack.unpackb(payload, ext_hook=_unpack_other, timestamp=3, strict_map_key=False)
-    except (ValueError, KeyError, msgpack.UnpackException, UnicodeDecodeError) as exc:
+    except (ValueError, LookupError, TypeError, ArithmeticError, msgpack.UnpackException) as exc:
         raise CorruptCopy("read", "cache", f"not a value of ours: {type(exc).__name__}") from exc

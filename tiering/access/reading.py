@@ -31,6 +31,7 @@ from tiering.access.metrics import Metrics
 from tiering.plan.freshness import PHASE_SECONDS, Phase, jittered, time_to_live
 from tiering.stores.cache import Cache
 from tiering.stores.cache_entries import FENCE, LEASE, NOTHING, VALUE, Found, Lease, new_token, pack_header, stamp_of
+from tiering.stores.cache_lane import CALL_SECONDS
 from tiering.stores.patience import Patience
 from tiering.stores.trust import Trust
 
@@ -40,6 +41,9 @@ Load = Callable[[], Awaitable[Any]]
 LEASE_MS, LEASE_OLD_MS = 60_000, 5000
 """Longer than any load takes, even in a process that is held up: who lets it run out must not fill. But another process
 may take it over when it is old."""
+
+LEASE_SHARE, LEASE_SECONDS_MAX = 0.25, 1.0
+"""Of its budget a caller waits at most so much for the lease: without one, what it fetches is not stored."""
 
 CLAIM_SECONDS = 5.0
 LEASE_WAIT_SECONDS = 0.05
@@ -106,8 +110,14 @@ class Reading:
             except errors.StoreUnavailable:
                 found = None
             if found is not None and found.state == VALUE and found.fresh_until > time.time():
-                self._hit(key, began)
-                return decode(found.payload)
+                try:
+                    value = decode(found.payload)
+                except errors.CorruptCopy:
+                    found = None
+                    await self._drop(key)
+                else:
+                    self._hit(key, began)
+                    return value
         else:
             found = None
         return (await self._answer(key, load, found, began, budget)).value
@@ -116,6 +126,12 @@ class Reading:
         """As `get`, and say where the value comes from."""
         began = time.monotonic()
         found = await self._peek(key, began)
+        if found is not None and found.state == VALUE:
+            try:
+                decode(found.payload)
+            except errors.CorruptCopy:
+                found = None
+                await self._drop(key)
         return await self._answer(key, load, found, began, budget)
 
     async def get_many(
@@ -132,10 +148,15 @@ class Reading:
         missing: list[int] = []
         for place, one in enumerate(found):
             if one is not None and one.state == VALUE and one.fresh_until > now:
-                self._hit(keys[place], began)
-                values[place] = decode(one.payload)
-            else:
-                missing.append(place)
+                try:
+                    values[place] = decode(one.payload)
+                except errors.CorruptCopy:
+                    found[place] = None
+                    await self._drop(keys[place])
+                else:
+                    self._hit(keys[place], began)
+                    continue
+            missing.append(place)
         if missing:
             answers = await asyncio.gather(
                 *(self._answer(keys[p], load(keys[p]), found[p], began, budget) for p in missing)
@@ -143,6 +164,11 @@ class Reading:
             for place, answer in zip(missing, answers, strict=True):
                 values[place] = answer.value
         return values
+
+    async def _drop(self, key: Key) -> None:
+        """Drop what is no value of ours: somebody else wrote it; the database has the right one."""
+        with contextlib.suppress(errors.StoreUnavailable):
+            await self._cache.forget(key.text)
 
     # -- beyond a hit --------------------------------------------------------------------------------------
 
@@ -170,7 +196,7 @@ class Reading:
         seconds = self._budgets.hot if budget is None else budget
         try:
             async with Patience(max(seconds - (time.monotonic() - began), 0.001)):
-                answer = await self._resolve(key, load, found, began)
+                answer = await self._resolve(key, load, found, began, seconds)
         except TimeoutError:
             self._metrics.reads.labels(key.kind.name, "timeout").inc()
             raise errors.TimedOut(
@@ -183,7 +209,9 @@ class Reading:
         self._metrics.seconds.labels("hot").observe(time.monotonic() - began)
         return answer
 
-    async def _resolve(self, key: Key, load: Load, found: Found | None, began: float) -> Answer:
+    async def _resolve(self, key: Key, load: Load, found: Found | None, began: float, seconds: float) -> Answer:
+        patience = min(max(seconds * LEASE_SHARE, CALL_SECONDS), LEASE_SECONDS_MAX)
+        fly = partial(self._fly, key=key, load=load, patience=patience)
         for _ in range(_LOOKS_MAX):
             if found is not None and found.header:
                 now = time.time()
@@ -193,7 +221,7 @@ class Reading:
                     self._renew(key, load, found)
                     return Answer(decode(found.payload), "stale")
             try:
-                landing = await self._flights.ride(key.text, partial(self._fly, key=key, load=load, found=found), began)
+                landing = await self._flights.ride(key.text, partial(fly, found=found), began)
             except errors.StoreUnavailable:
                 return await self._last_resort(key)
             if landing is not None:
@@ -220,14 +248,14 @@ class Reading:
         value = decode(found.payload) if found.state == VALUE else None
         return Answer(value, "cache" if found.fresh_until > time.time() else "stale", is_confirmed=False)
 
-    async def _fly(self, trip: Trip, *, key: Key, load: Load, found: Found | None) -> Landing:
+    async def _fly(self, trip: Trip, *, key: Key, load: Load, patience: float, found: Found | None) -> Landing:
         """Fetch a value from the database, and leave it in the cache if nobody has written meanwhile."""
         mine = Lease(new_token())
         epoch, has_lease = 0, False
         if (found is None or found.state != FENCE) and await self._trust.confirm(time.monotonic()):
             epoch = self._trust.epoch
             try:
-                held = await self._lease(trip, key, mine)
+                held = await self._lease(trip, key, mine, patience)
                 has_lease = held is None
                 if held is not None and held.header and held.fresh_until > time.time():
                     return Landing(decode(held.payload) if held.state == VALUE else None, False, "cache")
@@ -251,7 +279,7 @@ class Reading:
         except errors.StoreUnavailable:
             return Landing(value, is_current=False)
 
-    async def _lease(self, trip: Trip, key: Key, mine: Lease) -> Found | None:
+    async def _lease(self, trip: Trip, key: Key, mine: Lease, patience: float) -> Found | None:
         """Take the key's lease: None when it is ours, else what stands there: a value, a fence, somebody's lease."""
         deadline = time.monotonic() + LEASE_WAIT_SECONDS
         wait = 0.001
@@ -259,7 +287,7 @@ class Reading:
             now = time.monotonic()
             # Where the database's word is old by now, it holds for those who asked before it was given.
             trip.leave(now if self._trust.allows(now) else self._trust.confirmed_at)
-            held = await self._cache.acquire(key.text, mine, LEASE_MS)
+            held = await self._cache.acquire(key.text, mine, LEASE_MS, patience)
             if held is None or held.state != LEASE:
                 return held
             if time.monotonic() > deadline:

@@ -32,10 +32,14 @@ from tiering.stores.cache_entries import (
     unpack,
 )
 from tiering.stores.cache_lane import CALL_SECONDS, Address, Lane
+from tiering.stores.patience import Patience
 
 SLOTS = 16384
 MAP_SECONDS = 0.05
 """After a failure the map of slots is asked for at most so often."""
+
+FILL_SECONDS = 1.0
+"""Nobody who has an answer waits for a fill."""
 
 RETRY_SECONDS = 0.005
 _REDIRECTS_MAX = 5
@@ -169,7 +173,7 @@ class Cache:
             milliseconds: to live.
         """
         return bool(
-            await self._eval(FILL_SCRIPT, key, lambda lane: (expected, content(lane.stamp), milliseconds), CALL_SECONDS)
+            await self._eval(FILL_SCRIPT, key, lambda lane: (expected, content(lane.stamp), milliseconds), FILL_SECONDS)
         )
 
     async def claim(self, key: str, header: bytes, renewed: Callable[[bytes], bytes]) -> bytes | None:
@@ -283,10 +287,12 @@ class Cache:
         """Run a command where its key is, and follow the key when it moves; StoreUnavailable when time is up."""
         deadline = time.monotonic() + seconds
         lane, is_asking = await self._lane(key, seconds), False
-        for _ in range(_REDIRECTS_MAX * 20):
+        for attempt in range(_REDIRECTS_MAX * 20):
             left = deadline - time.monotonic()
             if left <= 0:
-                break
+                if attempt:
+                    break
+                left = RETRY_SECONDS  # it was we who were held up
             if not lane.is_open:
                 await lane.ready(left)
             if is_asking:
@@ -354,11 +360,11 @@ class Cache:
         if self._mapping is None:
             self._mapping = asyncio.get_running_loop().create_task(self._learn())
             self._mapping.add_done_callback(_heard)
-        done, _ = await asyncio.wait({self._mapping}, timeout=max(seconds, self._first.connect_seconds))
-        if not done:
-            raise errors.StoreUnavailable("ask", str(self._first), "no answer in time", "Is Redis up?")
-        for task in done:
-            task.result()
+        try:
+            async with Patience(max(seconds, self._first.connect_seconds)):
+                await asyncio.shield(self._mapping)
+        except TimeoutError:
+            raise errors.StoreUnavailable("ask", str(self._first), "no answer in time", "Is Redis up?") from None
 
     async def _learn(self) -> None:
         """Learn whether this is a cluster, and where its slots are, from the first node that says."""

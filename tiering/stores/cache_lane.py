@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from tiering import errors
 from tiering.stores.breaker import Breaker
+from tiering.stores.patience import Patience
 
 CALL_SECONDS = 0.05
 """Longest wait for an answer, unless the caller says otherwise: half of the budget of a hot read."""
@@ -108,14 +109,14 @@ class Lane(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection now."""
-        return self._transport is not None
+        """Whether there is a connection now, and it is known to which process."""
+        return self._transport is not None and self._opening is None
 
     # -- asking --------------------------------------------------------------------------------------------
 
     async def ready(self, seconds: float) -> None:
         """Connect if need be: only then the stamp is that of the server that will answer. Raises as `call`."""
-        if self._transport is None or self.breaker.is_tripped:
+        if self._transport is None or self._opening is not None or self.breaker.is_tripped:
             await self._opened(seconds)
 
     async def call(self, *words: Any, seconds: float = CALL_SECONDS) -> Any:
@@ -171,16 +172,16 @@ class Lane(asyncio.Protocol):
                 return  # connected, but it did not answer lately: this call is the trial
             self._opening = self._loop.create_task(self._open())
         # Whoever gives up waiting leaves the opening to the others.
-        done, _ = await asyncio.wait({self._opening}, timeout=max(seconds, self.address.connect_seconds))
-        if not done:
-            raise errors.StoreUnavailable("connect", str(self.address), "no answer in time", _HINT)
-        for task in done:
-            task.result()
+        try:
+            async with Patience(max(seconds, self.address.connect_seconds)):
+                await asyncio.shield(self._opening)
+        except TimeoutError:
+            raise errors.StoreUnavailable("connect", str(self.address), "no answer in time", _HINT) from None
 
     async def _open(self) -> None:
         address = self.address
         try:
-            async with asyncio.timeout(address.connect_seconds):
+            async with Patience(address.connect_seconds):
                 self._reader = hiredis.Reader()
                 await self._loop.create_connection(lambda: self, address.host, address.port, ssl=address.ssl)
                 await self._greet()

@@ -27,7 +27,10 @@ from tiering.stores.postgres import SESSION, family_of
 CONNECT_SECONDS = 2.0
 POOL_MAX = 16
 _UP = "Is the server up? `tiering stack status`."
-_DIED = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, ConnectionError)
+_DIED = (
+    OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, ConnectionError,
+    asyncpg.InternalClientError,  # of a connection that broke in the middle of something
+)  # fmt: skip
 
 Result = TypeVar("Result")
 
