@@ -117,12 +117,14 @@ def _move_documents(stores: Any, dataset: Any, transition: Any) -> Found:
     }
 
 
-def documents_copy(values: dict[str, str]) -> Found:
+def documents_copy(values: dict[str, str], days: int) -> Found:
     """The copy stages alone, as the moves do them: a unit into another collection, and into a Parquet file."""
     import tempfile
+    from datetime import timedelta
 
     from tests.bench.world import NOW, opened_documents
     from tiering.ops import documents as ops
+    from tiering.ops.document_pipe import ahead, behind
     from tiering.plan.spans import unit_of
     from tiering.stores import parquet
     from tiering.stores.bson_typed import document_columns, typed
@@ -130,11 +132,13 @@ def documents_copy(values: dict[str, str]) -> Found:
     with opened_documents(settings_of(values)) as (stores, dataset):
         from tiering.model import Unit
 
-        source, unit = ops.hot(stores, dataset), Unit(dataset.name, *unit_of(NOW, dataset.unit))
+        source = ops.hot(stores, dataset)
+        unit = Unit(dataset.name, *unit_of(NOW + timedelta(days=days), dataset.unit))
         began = time.perf_counter()
         tally = ops.Tally()
-        for batch in tally.passing(source.read(unit)):
-            source.documents.insert_missing("copy", batch)
+        read = tally.passing(ahead(source.read(unit)))
+        for _ in behind(lambda batch: source.documents.insert_missing("copy", batch), read):
+            pass
         source.documents.drop("copy")
         with tempfile.TemporaryFile(dir=stores.scratch_dir) as file:
             rows = (typed(batch, dataset)[0] for batch in ops.Tally().passing(source.read(unit)))

@@ -6,11 +6,13 @@ The copies are invisible until the ledger says that the unit is warm: warm docum
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 
 from tiering import errors
 from tiering.model import State, Tier
 from tiering.ops import documents
 from tiering.ops.document_judge import Judge, Refused
+from tiering.ops.document_pipe import ahead, behind
 from tiering.ops.work import Work
 from tiering.stores.bson_batches import RawBatch
 from tiering.stores.records import MoveRecord, UnitRecord
@@ -41,12 +43,14 @@ def _copy(work: Work, passing: Passing, end: Callable[[], None], state: State) -
     if work.record.target:
         # An earlier attempt of this move wrote here. What it copied may have changed or gone since.
         _take_back(work)
-    work = work.at(work.advance_alone(State.SEALED, target=target.collection))
+    begun = work.at(work.advance_alone(State.SEALED, target=target.collection))
     tally = documents.Tally()
-    for batch in passing(documents.each_once(source.read(unit))):
-        tally.note(documents.put(work, target, batch))
+    with closing(ahead(source.read(unit))) as coming:
+        read = passing(documents.each_once(coming))
+        for batch in behind(lambda found: documents.put(begun, target, found), read):
+            tally.note(batch)
     end()
-    return work.advance_alone(
+    return begun.advance_alone(
         state,
         row_count=tally.fingerprint.row_count,
         bytes_before=tally.size_bytes,
@@ -73,7 +77,7 @@ def verify(work: Work) -> MoveRecord:
     place = documents.warm_of(work)
     for attempt in range(documents.RECOPIES_MAX + 1):
         try:
-            documents.prove_written(work, place.read(work.unit))
+            documents.prove_written(work, ahead(place.read(work.unit)))
             break
         except errors.FingerprintMismatch:
             is_fewer = place.count(work.unit) < documents.copied_print(work).row_count
