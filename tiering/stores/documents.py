@@ -39,11 +39,11 @@ _FIRST = -((_EPOCH - datetime(1, 1, 1, tzinfo=UTC)) // _MS)
 _END = (datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC) - _EPOCH) // _MS + 1
 """Dates that count, in milliseconds: years 1 to 9999, as Python, PostgreSQL and the units have them."""
 
-_BATCH_BYTES = 4 << 20
-_ASSUMED_BYTES = 2048
+_BATCH_BYTES = 3 << 19
+_ASSUMED_BYTES = 1536
 """A document's size before any was read. No server sends more than 16 MiB at once, so that a wrong guess costs little;
 to look first costs the embedded server a pass over the whole collection."""
-_INSERT_DOCUMENTS, _INSERT_BYTES = 1000, 16 << 20
+_INSERT_DOCUMENTS, _INSERT_BYTES = 4000, 8 << 20
 _IDS_AT_ONCE = 50  # the embedded server compares every document with every one of them
 _WINDOW_MS = 86_400_000
 _CODEC: CodecOptions[dict[str, Any]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS)

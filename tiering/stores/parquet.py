@@ -25,6 +25,8 @@ from tiering.stores.pgcopy_exact import exact_json
 
 ROW_GROUP_ROWS_MAX = 131_072
 _ROW_GROUP_BYTES = 16 << 20
+_WIDE_ROW_BYTES, _WIDE_GROUP_BYTES = 512, 2 << 20
+"""Of wide rows (whole documents) a group holds less: it is in memory a few times while it is made and written."""
 _READ_ROWS = 16_384
 
 # Sorted integers differ little from row to row; decimals of up to 18 digits are stored as integers too.
@@ -138,7 +140,8 @@ class _Hashed:
 
 def _group_rows(row_bytes: int) -> int:
     """Choose rows per row group from the average row alone, so that the same rows give the same groups."""
-    return max(1, min(ROW_GROUP_ROWS_MAX, _ROW_GROUP_BYTES // max(1, row_bytes)))
+    group_bytes = _ROW_GROUP_BYTES if row_bytes < _WIDE_ROW_BYTES else _WIDE_GROUP_BYTES
+    return max(1, min(ROW_GROUP_ROWS_MAX, group_bytes // max(1, row_bytes)))
 
 
 def _groups(rows: SortedRows, schema: pa.Schema, per_group: int) -> Iterator[pa.Table]:
@@ -224,7 +227,7 @@ def read_parquet_batches(
         with pq.ParquetFile(source, read_dictionary=text, pre_buffer=False) as file:
             translate = _translator(file.schema_arrow, wanted, known)
             count = 0
-            for batch in file.iter_batches(_READ_ROWS, columns=asked, use_threads=False):
+            for batch in file.iter_batches(_read_rows(file.metadata), columns=asked, use_threads=False):
                 count += batch.num_rows
                 yield translate(batch)
             if count != file.metadata.num_rows:
@@ -233,6 +236,12 @@ def read_parquet_batches(
         raise StoreUnavailable("read parquet", subject, str(exc)) from exc
     except (pa.ArrowException, OSError) as exc:
         raise CorruptCopy("read parquet", subject, str(exc)) from exc
+
+
+def _read_rows(metadata: pq.FileMetaData) -> int:
+    """Choose rows per batch: no more than a row group has, which of wide rows is few."""
+    first = metadata.row_group(0).num_rows if metadata.num_row_groups else 0
+    return min(_READ_ROWS, first) if first else _READ_ROWS
 
 
 def _match(found: pa.Schema, columns: Sequence[Column], subject: str) -> dict[str, str]:
