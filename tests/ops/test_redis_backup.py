@@ -24,6 +24,7 @@ from tiering.ops import backup_redis, prove_redis, restore_redis
 from tiering.ops.catalogue import Catalogue
 from tiering.stores import redis_wire
 from tiering.stores.directory import DirectoryObjects
+from tiering.stores.redis_keys import count_keys
 from tiering.stores.vault import Keyring, Vault
 
 SEED = 20261123
@@ -199,3 +200,8 @@ def test_a_wrong_password_is_said_and_not_shown(cluster: Stack) -> None:
     with pytest.raises(errors.AccessDenied) as caught:
         redis_wire.look(SecretStr(url))
     assert "very-secret" not in str(caught.value)
+
+
+def test_a_cluster_that_is_not_there_is_told_as_such() -> None:
+    with pytest.raises(errors.StoreUnavailable, match="cannot be connected"):
+        count_keys(SecretStr("redis://127.0.0.1:1"))

@@ -273,7 +273,7 @@ def redis_mapped(operation: str, subject: str) -> Iterator[None]:
         yield
     except AuthenticationError as exc:
         raise errors.AccessDenied(operation, subject, str(exc), "Check the password in TIERING_REDIS_URL.") from exc
-    except RedisError as exc:
+    except (RedisError, RedisClusterException) as exc:
         cause = re.sub(r"\s+", " ", str(exc)) or type(exc).__name__
         raise errors.StoreUnavailable(operation, subject, cause, "Is Redis up? `tiering stack status`.") from exc
     except OSError as exc:
