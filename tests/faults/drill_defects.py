@@ -22,6 +22,7 @@ from tiering import cli_kit
 from tiering.model_backup import StoreName
 from tiering.model_drill import Incident
 from tiering.ops import expect
+from tiering.ops.chunks import place_of
 from tiering.ops.drill_run import Kit
 from tiering.plan.heartbeat import first_beat, next_beat
 from tiering.settings import RecoverySettings
@@ -328,11 +329,37 @@ def redis_keys_lost(p: Planting) -> None:
 def redis_empty(p: Planting) -> None:
     """The snapshots load, and hold nothing: taken from masters that had started empty."""
     others = [key for key in p.keys(f"catalogue/{REDIS}/") if key.endswith("UPLOADED")]
+    moment = json.loads(cli_kit.vault_of(p.settings).read(others[0]))["facts"]["moment"]
     p.drop(*others)
     for number in range(1, 4):
         with suppress(RedisError), p.world.stack.redis.connect(f"redis-{number}") as node:
             node.execute_command("FLUSHALL")
     p.world.back_up_redis(cli_kit.Catalogue(cli_kit.vault_of(p.settings)))
+    # The copy's log is older than this set: unless it says that it is as old, there is no moment of both at all.
+    for key in p.keys(f"catalogue/{REDIS}/"):
+        if key.endswith("UPLOADED"):
+            p.rewrite(key, lambda record: record["facts"].update(moment=moment))
+
+
+def _chunks(p: Planting, store: StoreName) -> list[str]:
+    """The objects that hold what snapshots of a store consist of."""
+    return p.keys(place_of(store, "main"))
+
+
+def archive_flipped(p: Planting) -> None:
+    p.flip(_middle(_chunks(p, StoreName.LAKE)))
+
+
+def archive_never_backed_up(p: Planting) -> None:
+    p.drop(*p.keys(f"catalogue/{StoreName.LAKE}/"))
+
+
+def files_flipped(p: Planting) -> None:
+    p.flip(_middle(_chunks(p, StoreName.APPLICATION_DATA)))
+
+
+def configuration_lost(p: Planting) -> None:
+    p.drop(*_chunks(p, StoreName.CONFIGURATION))
 
 
 FULL = Incident.COMPLETE_OUTAGE
@@ -375,4 +402,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect("slots without a master", slots_missing, ("failed_verification", "wrong_slot_map"), 1, FULL),
     Defect("Redis keys lost", redis_keys_lost, CORRUPT, 1, FULL),
     Defect("empty Redis", redis_empty, ("broken_chain", "no_common_point"), 1, FULL),
+    Defect("archive: flipped byte in the lake", archive_flipped, CORRUPT, 3, FULL),
+    Defect("archive: lake never backed up", archive_never_backed_up, ("missing_backup",), 3, FULL),
+    Defect("archive: flipped byte in the files", files_flipped, CORRUPT, 3, FULL),
+    Defect("archive: configuration lost", configuration_lost, CORRUPT, 3, FULL),
 )
