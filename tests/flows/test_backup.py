@@ -63,6 +63,14 @@ def test_a_backup_is_taken_proven_mirrored_and_shown(catalogue: Catalogue, fresh
     assert "kept for 90 d" in row["why"]
 
 
+def test_on_change_nothing_is_taken_until_something_changed(catalogue: Catalogue, tmp_path: Path) -> None:
+    for text, count in (("one", 1), ("one", 1), ("other", 2)):
+        (tmp_path / "data" / "0.txt").write_text(text)
+        state = backup(FILES, FULL, if_changed=True, return_state=True)
+        assert state.is_completed(), state.message
+        assert [entry.state for entry in catalogue.entries()] == [BackupState.PROVEN] * count
+
+
 def test_what_cannot_be_backed_up_ends_as_failed(catalogue: Catalogue, tmp_path: Path) -> None:
     for path in (tmp_path / "data").iterdir():
         path.unlink()

@@ -87,7 +87,8 @@ def test_a_backup_is_proven_and_its_directory_is_what_mongorestore_reads(
     prove_mongo.verify(catalogue, backup, now())
     assert prove_mongo.prove(catalogue, backup, scratch_mongo, now()).documents == 500
     assert catalogue.entry(backup.backup_id).state is BackupState.PROVEN
-    keyless = Catalogue(Vault(catalogue.vault.objects, Keyring(SecretStr(b64encode(b"o" * 32).decode()))))
+    other = Keyring(SecretStr(b64encode(b"o" * 32).decode()))
+    keyless = Catalogue(Vault(DirectoryObjects(tmp_path / "objects"), other))
     for check in (prove_mongo.verify, lambda *of: prove_mongo.prove(*of[:2], scratch_mongo, of[2])):
         with pytest.raises(errors.KeyMissing):
             check(keyless, backup, now())
