@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from tiering.errors import AlreadyExists, NotFound, StoreFull
@@ -122,7 +123,7 @@ def restore(
     """
     refuse_full(into)
     into.parent.mkdir(parents=True, exist_ok=True)
-    with scan_of(catalogue, source, tools, into.parent, target.timeline, incarnation) as scan:
+    with _full_is_said(into), scan_of(catalogue, source, tools, into.parent, target.timeline, incarnation) as scan:
         moment = resolve(catalogue, scan, target, source, backup_id)
         _check_room(moment, into, scan)
         progress(0, str(moment))
@@ -238,6 +239,18 @@ def _unpack(catalogue: Catalogue, backup: Backup, directory: Path | None, progre
     if directory is not None:
         (directory / "backup_manifest").write_bytes(data)
     progress(backup.size_bytes, backup.backup_id)
+
+
+@contextmanager
+def _full_is_said(into: Path) -> Iterator[None]:
+    """Tell a full file system by its name: the log is fetched before its size is known, and others write there, too."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (ENOSPC, EDQUOT):
+            raise
+        hint = "Restore into another file system. No server was started."
+        raise StoreFull("restore", str(into), "its file system is full", hint) from exc
 
 
 def _check_room(moment: Moment, into: Path, scan: Scan) -> None:
