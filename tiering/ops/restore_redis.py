@@ -13,11 +13,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from tiering.errors import CorruptCopy, HeldError, NotFound, VerificationError
+from tiering.errors import CorruptCopy, HeldError, NotFound, StoreFull, VerificationError
 from tiering.model_backup import Backup, BackupState, CatalogueEntry, StoredObject, StoreName
 from tiering.ops.backup_redis import Part, Progress, parts_of
 from tiering.ops.catalogue import Catalogue
@@ -138,9 +139,15 @@ def _fetch(catalogue: Catalogue, part: Part, path: Path) -> Path:
 
 
 def _write(catalogue: Catalogue, objects: Sequence[StoredObject], path: Path) -> Path:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        for stored in objects:
-            file.write(catalogue.vault.fetch(stored))
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            for stored in objects:
+                file.write(catalogue.vault.fetch(stored))
+    except OSError as exc:
+        if exc.errno not in (ENOSPC, EDQUOT):
+            raise
+        hint = "Name another place for scratch files. No server was started."
+        raise StoreFull("load", str(path), "its file system is full", hint) from exc
     return path
 
 
