@@ -36,9 +36,9 @@ def test_the_owners_strategy() -> None:
         ),
         StoreName.MONGODB: ({FULL: ("0 3 * * *",)}, {FULL: 30}, 7),
         StoreName.REDIS: ({FULL: ("0 0,6,12,18 * * *",), AOF: ("0 4 * * *",)}, {FULL: 7, AOF: 7}, None),
-        StoreName.APPLICATION_DATA: ({FULL: ("0 1 * * *",)}, {FULL: 90}, None),
+        StoreName.APPLICATION_DATA: ({FULL: ("0 * * * *",)}, {FULL: 90}, None),
         StoreName.CONFIGURATION: ({FULL: ("30 1 * * *",)}, {FULL: 366}, None),
-        StoreName.LAKE: ({FULL: (f"0 {','.join(map(str, range(24)))} * * *",)}, {FULL: 30}, None),
+        StoreName.LAKE: ({FULL: ("0 * * * *",)}, {FULL: 30}, None),
     }  # fmt: skip
     configuration = STRATEGY.of(StoreName.CONFIGURATION)
     assert configuration

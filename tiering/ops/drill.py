@@ -355,18 +355,12 @@ def _note_snapshots(run: Run) -> None:
             f"Redis is a cache: its snapshot was {age.total_seconds():.0f} s old; what it lacks is filled from "
             "PostgreSQL and MongoDB when it is asked for, and its RPO is theirs"
         )
-    if age := ages.get(StoreName.APPLICATION_DATA):
-        every = run.kit.cadence.get(StoreName.APPLICATION_DATA)
-        run.notes.append(
-            f"Application files are {age.total_seconds():.0f} s old: what was written since is lost. They are held to "
-            f"their own schedule, one snapshot in {every}, and archival_data's RPO is that of the archive"
-        )
 
 
 def _rpo(run: Run, component: Component) -> timedelta | None:
     """Measure what is lost: from the last write that is back in all of the component's stores to the incident."""
     stores = {store for probe in plan.probes_of(run.scope) if probe.component is component for store in probe.stores}
-    records = stores - {StoreName.CONFIGURATION, StoreName.REDIS, StoreName.APPLICATION_DATA}
+    records = stores - {StoreName.CONFIGURATION, StoreName.REDIS}
     if not records:
         # A cache loses nothing that its records do not lose; those that did not fail lose nothing at all.
         records = {store for store in run.scope.failed if store in (StoreName.POSTGRESQL, StoreName.MONGODB)}

@@ -200,7 +200,7 @@ def cron_of(schedule: BackupSchedule) -> tuple[str, ...]:
     """Write a schedule as cron expressions (UTC), one for each minute of the hour that it uses."""
     minutes = sorted({when.minute for when in schedule.times})
     hours = {minute: [str(when.hour) for when in schedule.times if when.minute == minute] for minute in minutes}
-    return tuple(f"{minute} {','.join(hours[minute])} * * *" for minute in minutes)
+    return tuple(f"{at} {'*' if len(hours[at]) == 24 else ','.join(hours[at])} * * *" for at in minutes)
 
 
 def longest_pause(schedule: BackupSchedule) -> timedelta:
