@@ -14,7 +14,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # Kills of movers in `make faults`, all else in proportion to 1000; empty: the whole campaigns.
 N ?=
 # Processes that share the tests, a file at a time, each with servers of its own: much of a test is waiting for one.
-JOBS ?= 2
+JOBS ?= 4
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,7 @@ format: $(STAMP) ## put the code into shape
 	$(PY) -m ruff format --quiet .
 
 test: $(STAMP) ## all tests, on real servers, with a sample of the fault campaigns
-	@$(PY) -m pytest -q --durations=10 -n $(JOBS) --dist loadfile
+	@$(PY) -m pytest -q --durations=10 -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP) ## measure ourselves beside our peers; writes build/bench.json
 	@$(PY) -m tests.bench
