@@ -11,10 +11,12 @@ EXTRAS := embedded,demo,test,bench
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_ROOT_USER_ACTION := ignore
+# A hundred processes of the tests and the demo import the same modules: compiled once, not by each.
+unexport PYTHONDONTWRITEBYTECODE
 # Kills of movers in `make faults`, all else in proportion to 1000; empty: the whole campaigns.
 N ?=
 # Processes that share the tests, a file at a time, each with servers of its own: much of a test is waiting for one.
-JOBS ?= 4
+JOBS ?= 3
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
