@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,17 +45,8 @@ class S3:
         return "tiering", self._state.secret("s3")
 
     def client(self) -> Any:
-        """Build a boto3 client that fails fast."""
-        access_key, secret_key = self.credentials
-        config = Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1})
-        return boto3.client(
-            "s3",
-            endpoint_url=self.url,
-            region_name=REGION,
-            aws_access_key_id=access_key,
-            aws_secret_access_key=secret_key,
-            config=config,
-        )
+        """Return a boto3 client that fails fast; threads may share it."""
+        return _client(self.url, *self.credentials, os.getpid())
 
     def prepare(self) -> None:
         """Create the directories."""
@@ -107,3 +100,16 @@ class S3:
         # never overwritten; who tries all the same, past the vault, takes nothing away.
         for name in BUCKETS[1:]:
             client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+
+
+@functools.lru_cache(maxsize=8)
+def _client(url: str, access_key: str, secret_key: str, process: int) -> Any:
+    """Build a client once per process: to read its description of S3 takes longer than most calls."""
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1}),
+    )
