@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Kills of movers in `make faults`, all else in proportion to 1000; empty: the whole campaigns.
 N ?=
 # Processes that share the tests, a file at a time, each with servers of its own: much of a test is waiting for one.
-JOBS ?= 3
+JOBS ?= 2
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
