@@ -16,6 +16,7 @@ from prefect.flow_runs import resume_flow_run
 
 from flows.drill import dr_drill, recover
 from infra.local import Stack
+from tests.faults.drills import copied_bucket
 from tests.flows.world import artifact
 from tests.ops.drill_world import DrillWorld, open_drill_world
 from tests.wait import wait_until
@@ -53,11 +54,18 @@ def test_a_drill_leaves_a_page_and_signed_evidence_and_a_dead_notifier_hides_not
     assert [document["passed"] for _, document in cli_kit.history()] == [True]
 
 
-def test_a_failed_drill_is_a_failed_run(kit_in_environment: None) -> None:
-    state: State[Any] = dr_drill(tier=3, incident=Incident.COMPLETE_OUTAGE, seed=4, return_state=True)
+def test_a_failed_drill_is_a_failed_run(
+    world: DrillWorld, kit_in_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with copied_bucket(world) as bucket:
+        client = world.stack.s3.client()
+        records = client.list_objects_v2(Bucket=bucket, Prefix="catalogue/postgresql/")["Contents"]
+        client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": record["Key"]} for record in records]})
+        monkeypatch.setenv("TIERING_BACKUP_BUCKET", bucket)
+        state: State[Any] = dr_drill(tier=1, incident=Incident.COMPLETE_OUTAGE, seed=4, return_state=True)
     assert state.is_failed()
     assert "DEFECT missing_backup" in (state.message or "")
-    assert "RED: not recovered" in artifact("drill-tier-3-complete-outage")
+    assert "RED: not recovered" in artifact("drill-tier-1-complete-outage")
 
 
 @pytest.mark.parametrize("is_approved", [False, True])
