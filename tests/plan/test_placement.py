@@ -267,6 +267,9 @@ shares = st.floats(0, 0.99)
 @example(policy=builders.policy(hot_to_warm=Span(months=1), warm_to_cold=Span(days=31), compression=None),
          instant=datetime(2026, 1, 31, tzinfo=UTC), length=Span(days=1), hot=10**10, cold=-(10**10), share=0.5,
          scope=(False, True))  # fmt: skip
+@example(policy=builders.policy(hot_to_warm=Span(months=1), warm_to_cold=Span(months=2), compression=None),
+         instant=datetime(2010, 2, 1, tzinfo=UTC), length=Span(hours=1), hot=3600, cold=0, share=0.0625,
+         scope=(False, False))  # fmt: skip
 @settings(max_examples=500, deadline=None)
 def test_whatever_is_pinned_bounds_retention_and_order_hold(
     policy: Policy, instant: datetime, length: Span, hot: int, cold: int, share: float, scope: tuple[bool, bool]
@@ -277,8 +280,8 @@ def test_whatever_is_pinned_bounds_retention_and_order_hold(
     placement = Placement(shift_max=share)
     found = shifted(policy, collect(made, placement, NOW), unit)
 
-    def at(age: Span | None) -> datetime | None:
-        return None if age is None else due(unit.end, age)
+    def at(age: Span) -> datetime:
+        return due(unit.end, age)
 
     assert found.retention == policy.retention
     for step in (HOT, COLD):
@@ -286,8 +289,8 @@ def test_whatever_is_pinned_bounds_retention_and_order_hold(
         assert (age is None) == (moved is None)
         if age and moved:
             earliest, latest = bounds(age, placement)
-            # Where the policy's own order has no room on these dates, the unit stays with the policy.
-            assert at(moved) == at(age) or at(earliest) <= at(moved) <= at(latest)  # type: ignore[operator]
+            # In February a month may end before the share of it that is counted in days: the age itself is in bounds.
+            assert min(at(earliest), at(age)) <= at(moved) <= max(at(latest), at(age))
     if policy.hot_to_warm and found.hot_to_warm and share:
         was_at, is_at = due(unit.end, policy.hot_to_warm), due(unit.end, found.hot_to_warm)
         assert (
@@ -295,7 +298,7 @@ def test_whatever_is_pinned_bounds_retention_and_order_hold(
         )
     was = [at(a) for a in (policy.hot_to_warm, policy.compression, policy.warm_to_cold, policy.retention) if a]
     now = [at(a) for a in (found.hot_to_warm, found.compression, found.warm_to_cold, found.retention) if a]
-    assert now == sorted(now) or was != sorted(was)  # type: ignore[type-var]
+    assert now == sorted(now) or was != sorted(was)
 
 
 @given(policy=strategies.policies(), instant=strategies.recent_instants)
