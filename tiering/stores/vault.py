@@ -193,9 +193,8 @@ class Vault:
             block, number = following, number + 1
 
     def _opened(self, name: str) -> Iterator[bytes]:
-        fetched = io.BytesIO()
-        self._objects.fetch(name, fetched)
-        body = fetched.getbuffer()
+        with self._objects.open(name) as file:
+            body = memoryview(file.read())
         if len(body) < HEADER.size or bytes(body[:8]) != MAGIC:
             raise _corrupt(name, "it has no header of ours")
         header = bytes(body[: HEADER.size])
