@@ -110,7 +110,9 @@ class Scan:
 def opened(stores: Stores, memory_limit: str, threads: int) -> Iterator[Any]:
     """Open a DuckDB that spills to the scratch directory, for the length of one query."""
     with tempfile.TemporaryDirectory(prefix="tiering-query-", dir=stores.scratch_dir) as spill:
-        engine = duck.duckdb_connection(stores.objects, memory_limit=memory_limit, threads=threads)
+        engine = duck.duckdb_connection(
+            stores.objects, memory_limit=memory_limit, threads=threads, extensions=duck.FILES
+        )
         try:
             with duck.mapped("open", "DuckDB"):
                 engine.execute(f"SET temp_directory = '{spill.replace(chr(39), chr(39) * 2)}'")
