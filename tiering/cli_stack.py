@@ -6,13 +6,15 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from infra.local import SERVICES, Stack, find_given_services
+# Inside the functions, since every other command of `tiering` would wait for it too.
+if TYPE_CHECKING:
+    from infra.local import Stack
 
 app = typer.Typer(help="The embedded stack: PostgreSQL, Redis Cluster, MongoDB protocol, S3; real servers from wheels.")
 _err = Console(stderr=True)
@@ -30,6 +32,8 @@ def up(directory: Directory = DEFAULT_DIRECTORY, as_json: Json = False, env: Pat
 
     A service whose TIERING_*_URL is set in the environment is yours: it is neither started nor written.
     """
+    from infra.local import SERVICES, Stack, find_given_services
+
     given = find_given_services()
     with _progress() as report:
         stack = Stack(directory, services=[name for name in SERVICES if name not in given], report=report)
@@ -41,6 +45,8 @@ def up(directory: Directory = DEFAULT_DIRECTORY, as_json: Json = False, env: Pat
 @app.command()
 def down(directory: Directory = DEFAULT_DIRECTORY, as_json: Json = False) -> None:
     """Stop the servers; their data stays."""
+    from infra.local import Stack
+
     with _progress() as report:
         stack = Stack(directory, report=report)
         stack.down()
@@ -50,6 +56,8 @@ def down(directory: Directory = DEFAULT_DIRECTORY, as_json: Json = False) -> Non
 @app.command()
 def status(directory: Directory = DEFAULT_DIRECTORY, as_json: Json = False) -> None:
     """Show every server, its process and port; exit code 1 when one is down."""
+    from infra.local import Stack
+
     if not _show(Stack(directory), as_json):
         raise typer.Exit(1)
 
