@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg2 import sql
 from pydantic import SecretStr
 from pymongo import MongoClient
+from xdist.scheduler import LoadFileScheduling
 
 from infra.local import Stack
 from tiering.settings import Settings
 
 _numbers = itertools.count(1)
+
+
+class _FilesAndFlows(LoadFileScheduling):
+    """Hand out the tests of a file together, and all of flows: the fixtures of a file and a Prefect server are dear."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "tests/flows" if file.startswith("tests/flows/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Share the tests among processes our own way, whatever `--dist` says."""
+    return _FilesAndFlows(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what all the imports made: it would look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +96,7 @@ def fresh_two_database_settings(stack: Stack) -> Iterator[Settings]:
 
 def _open_fresh(stack: Stack, name: str, hot: str, warm: str) -> Settings:
     with stack.postgres.connect("postgres") as connection, connection.cursor() as cursor:
+        cursor.execute("SET wal_compression = off")  # seven eighths of the time, for a log that nobody keeps
         for database in sorted({hot, warm}):
             cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
     lake, backup = (bucket.format(name.replace("_", "-")) for bucket in ("{}-lake", "{}-backup"))
