@@ -89,7 +89,7 @@ def raw(documents: Sequence[dict[str, Any]]) -> dict[bytes, list[bytes]]:
 
 @contextmanager
 def open_documents(settings: Settings, name: str = "news", **changed: Any) -> Iterator[DocumentWorld]:
-    """Open stores on empty databases and install one documents dataset."""
+    """Open stores and install one documents dataset; a second process may open the same."""
     policies = parse_policies(POLICIES.read_text(), str(POLICIES))
     dataset = policies.dataset(name)
     assert dataset is not None
@@ -106,7 +106,7 @@ def open_documents(settings: Settings, name: str = "news", **changed: Any) -> It
         ]
         try:
             hot, warm = (client.get_default_database() for client in clients)
-            hot[name].insert_one({"_id": ANCHOR, dataset.time_column: NOW})
+            hot[name].replace_one({"_id": ANCHOR}, {dataset.time_column: NOW}, upsert=True)  # a child opens it again
             yield DocumentWorld(stores, dataset, hot[name], warm[f"warm_{name}"])
         finally:
             for client in clients:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import random
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
+from multiprocessing.connection import Connection
 
 import pytest
 
+from tests.children import GO, kill_after
 from tests.ops.document_world import open_documents, raw
 from tests.ops.world import NOW, World, days_ago, open_world
 from tests.stores.test_lake import outside_catalog
@@ -164,20 +164,14 @@ def test_a_damaged_part_is_refused_and_nothing_changes(world: World) -> None:
 
 
 def test_killed_at_any_moment_the_rows_are_there_once(fresh_settings: Settings, world: World) -> None:
-    before, kills = rows(world), 0
-    context = multiprocessing.get_context("spawn")
-    for attempt in range(6):
-        child = context.Process(target=_child, args=(fresh_settings,))
-        child.start()
-        child.join(2 + 0.4 * attempt)
-        if child.is_alive():
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            kills += 1
-        child.join()
+    before = rows(world)
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    for _ in range(6):
+        assert not kill_after(dice.uniform(0, 1.5), work_for_ever, fresh_settings)
         assert in_iceberg(fresh_settings) == 240
         assert rows(world) == before
-    assert kills, "the test has to kill somebody"
     join(world)
     assert published(world) == 1
     with world.stores.warm.transaction("list", "joined") as connection:
@@ -185,10 +179,11 @@ def test_killed_at_any_moment_the_rows_are_there_once(fresh_settings: Settings, 
     assert fsck(world.stores, NOW, deep=True).is_clean
 
 
-def _child(settings: Settings) -> None:
+def work_for_ever(line: Connection, settings: Settings) -> None:
     """Join by twos and by fours for ever, until somebody ends this process."""
     with open_world(settings) as world:
         size = world.stores.ledger.units("market_bars")[0].size_bytes
+        line.send(GO)
         while True:
             join(world, target_bytes=2 * size + size // 2)
             join(world)

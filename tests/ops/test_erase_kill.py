@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
-import threading
-from pathlib import Path
+from multiprocessing.connection import Connection
 
-from tests.bench.ground import as_values
+from tests.children import DONE, GO, kill_after
 from tests.ops.erase_world import PERSON, fill, open_people
 from tests.ops.world import NOW
 from tiering.ops.audit import check_chain
@@ -18,30 +14,15 @@ from tiering.ops.fsck import fsck
 from tiering.plan.erase import Person
 from tiering.settings import Settings
 
-PROJECT = Path(__file__).parents[2]
 KILLS = 10
 
 
-def kill_after(seconds: float, settings: Settings) -> bool:
-    """Run one erasure and kill it so long after it began; tell whether it was faster."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.ops.erase_child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=PROJECT,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    child.stdin.write(json.dumps(as_values(settings)) + "\n")
-    child.stdin.flush()
-    assert child.stdout.readline() == "go\n"
-    timer = threading.Timer(seconds, child.kill)
-    timer.start()
-    is_done = child.stdout.readline() == "done\n"
-    timer.cancel()
-    child.wait()
-    return is_done
+def erase_person(line: Connection, settings: Settings) -> None:
+    """In a process of its own."""
+    with open_people(settings) as people:
+        line.send(GO)
+        erase(people.stores, Person(PERSON), "request 27", "child", NOW)
+        line.send(DONE)
 
 
 def test_killed_at_any_point_it_is_finished_by_the_next_run(fresh_settings: Settings) -> None:
@@ -53,7 +34,7 @@ def test_killed_at_any_point_it_is_finished_by_the_next_run(fresh_settings: Sett
         before = people.others()
         found = {item.place: item.row_count for item in look(people.stores, Person(PERSON)).found}
         kills = 0
-        while kills < KILLS and not kill_after(dice.uniform(0.05, 0.4) * (1 + kills), fresh_settings):
+        while kills < KILLS and not kill_after(dice.uniform(0.05, 0.4) * (1 + kills), erase_person, fresh_settings):
             kills += 1
         print("kills", kills)
         assert kills > 2

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from multiprocessing.connection import Connection
 
 import pytest
 
 import infra.sql
+from tests.children import GO, Child
 from tests.ops.file_world import POLICIES, Files
 from tiering import errors
 from tiering.model import State, StorageClass, Tier, Transition
@@ -25,8 +22,6 @@ from tiering.plan.policies import parse_policies
 from tiering.plan.spans import unit_of
 from tiering.settings import Settings
 from tiering.stores.opening import open_stores
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -139,17 +134,11 @@ def test_a_hold_keeps_objects_past_their_retention(files: Files) -> None:
     assert files.classes() == {"a": "DEEP_ARCHIVE"}
 
 
-CHILD = """
-import sys
-from datetime import datetime
-from tiering.ops import lifecycle
-from tiering.plan.policies import parse_policies
-from tiering.settings import load_settings
-from tiering.stores.opening import open_stores
-with open_stores(load_settings(), parse_policies(sys.argv[1], "test")) as stores:
-    print("begun", flush=True)
-    lifecycle.run_move(stores, int(sys.argv[2]), datetime.fromisoformat(sys.argv[3]), "child")
-"""
+def carry_out(line: Connection, settings: Settings, move_id: int, at: datetime) -> None:
+    """One move, in a process of its own."""
+    with open_stores(settings, parse_policies(POLICIES, "test")) as stores:
+        line.send(GO)
+        lifecycle.run_move(stores, move_id, at, "child")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -159,15 +148,13 @@ def test_killed_in_the_middle_the_next_run_finishes(files: Files, fresh_settings
         files.write(f"k{number}", b"%d" % number)
     at = files.after(days=40)
     (move_id,) = files.begin(at)
-    child = _start(fresh_settings, move_id, at)
+    child = Child(carry_out, fresh_settings, move_id, at)
     try:
-        assert child.stdout
-        assert child.stdout.readline() == b"begun\n"
+        assert child.hear() == GO
         while sum(name != "STANDARD" for name in files.classes().values()) < share * count:
-            assert child.poll() is None, "it was too fast to be killed in time"
+            assert child.process.is_alive(), "it was too fast to be killed in time"
     finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
+        child.kill()
     changed = sum(name != "STANDARD" for name in files.classes().values())
     print("killed at", files.stores.ledger.move(move_id).state, "with", changed, "changed")
     files.write("k7", b"overwritten between the runs")
@@ -181,15 +168,6 @@ def test_killed_in_the_middle_the_next_run_finishes(files: Files, fresh_settings
     versions = [v.key for v in files.stores.files.versions("charts/")]
     assert sorted(versions) == sorted([f"charts/k{n}" for n in range(count)] + ["charts/k7"] * (len(versions) - count))
     assert all(row.created_at < files.after(days=1) for row in files.rows())
-
-
-def _start(settings: Settings, move_id: int, at: datetime) -> subprocess.Popen[bytes]:
-    urls = {name: getattr(settings, name) for name in ("hot_pg_url", "warm_pg_url", "s3_access_key", "s3_secret_key")}
-    values = {name: value.get_secret_value() for name, value in urls.items()}
-    values |= {"s3_url": settings.s3_url, "lake_bucket": settings.lake_bucket, "files_bucket": settings.files_bucket}
-    environment = {f"TIERING_{name.upper()}": value for name, value in values.items()} | {"PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-c", CHILD, POLICIES, str(move_id), at.isoformat()]
-    return subprocess.Popen(arguments, env={**os.environ, **environment}, stdout=subprocess.PIPE, cwd=ROOT)
 
 
 def test_two_runs_at_once_change_everything_once(files: Files) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import random
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from multiprocessing.connection import Connection
 
 import pytest
 
+from tests.children import GO, kill_after
 from tests.ops.test_archive import LOOKS, OLD, glacier, look, moto
 from tests.ops.world import NOW, World, days_ago, open_world
 from tests.stores.test_lake import outside_catalog
@@ -190,29 +190,23 @@ def test_deep_archive_is_asked_for_and_a_later_run_goes_on(glacier: World) -> No
 
 def test_killed_at_any_moment_it_leaves_nothing_half_done(settings: Settings, world: World) -> None:
     before = everything(world)
-    context = multiprocessing.get_context("spawn")
-    kills = 0
-    for attempt in range(8):
-        child = context.Process(target=_child, args=(settings,))
-        child.start()
-        child.join(1.5 + 0.25 * attempt)
-        if child.is_alive():
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            kills += 1
-        child.join()
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    for _ in range(8):
+        assert not kill_after(dice.uniform(0, 1.5), work_for_ever, settings)
         assert set(copies(world)) <= {FIRST, SECOND, THIRD}
         assert in_warm(world) == 60 * len(copies(world))
         assert everything(world) == before
-    assert kills, "the test has to kill somebody"
     bring(world, FIRST, THIRD - 1)
     assert copies(world) == [FIRST, SECOND, THIRD]
     assert fsck(world.stores, NOW, deep=True).findings == ()
 
 
-def _child(settings: Settings) -> None:
+def work_for_ever(line: Connection, settings: Settings) -> None:
     """Bring everything back and drop it again, until somebody ends this process."""
     with open_world(settings) as world:
+        line.send(GO)
         while True:
             bring(world, FIRST, THIRD - 1)
             rehydrate.expire(world.stores, NOW + timedelta(days=30), "test")

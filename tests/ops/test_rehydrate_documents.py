@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import random
 from collections.abc import Iterator
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 from pymongo.database import Database
 
+from tests.children import GO, kill_after
 from tests.ops.document_world import DocumentWorld, open_documents, raw
 from tests.ops.world import NOW, days_ago
 from tiering import errors
@@ -118,30 +118,24 @@ def test_a_damaged_object_leaves_nothing(world: DocumentWorld) -> None:
 
 def test_killed_at_any_moment_nothing_half_done_is_seen(settings: Settings, world: DocumentWorld) -> None:
     before = world.seen()
-    context = multiprocessing.get_context("spawn")
-    kills = 0
-    for attempt in range(5):
-        child = context.Process(target=_child, args=(settings,))
-        child.start()
-        child.join(2.0 + 0.4 * attempt)
-        if child.is_alive():
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            kills += 1
-        child.join()
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    for _ in range(5):
+        assert not kill_after(dice.uniform(0, 1.5), work_for_ever, settings)
         whole = {name: count for name, count in there(world).items() if name.startswith("rehydrated_")}
         assert set(whole.values()) <= {60}
         assert world.seen() == before
-    assert kills, "the test has to kill somebody"
     sweep(world.stores, NOW + timedelta(days=30), "test")
     assert there(world) == {}
     bring(world)
     assert set(there(world).values()) == {60}
 
 
-def _child(settings: Settings) -> None:
+def work_for_ever(line: Connection, settings: Settings) -> None:
     """Bring everything back and drop it again, until somebody ends this process."""
     with open_documents(settings) as world:
+        line.send(GO)
         while True:
             bring(world)
             rehydrate.expire(world.stores, NOW + timedelta(days=30), "test")
