@@ -148,6 +148,34 @@ def test_a_change_that_was_cut_off_is_finished_by_the_next(server: S3Objects) ->
     assert store.finish_change("x").storage_class == "STANDARD_IA"
 
 
+def test_a_copy_that_was_made_twice_goes_with_its_source(server: S3Objects) -> None:
+    """As where the answer is lost, and the client asks again by itself."""
+    store = made(server, versioned=True)
+    put(store, "x", b"data")
+    etag, head = store.stat("x").etag, store._head("x")
+    for _ in range(2):
+        store._copy_whole("x", head, "STANDARD_IA")
+    assert len(list(store.versions("x"))) == 3
+    assert store.change_class("x", "STANDARD_IA", etag).storage_class == "STANDARD_IA"
+    assert len(list(store.versions("x"))) == 1
+    assert fetched(store, "x") == b"data"
+
+
+@pytest.mark.parametrize("finder", ["finish_change", "change_class"])
+def test_of_what_was_overwritten_our_copy_goes(server: S3Objects, finder: str) -> None:
+    """Somebody writes between copy and finish: what they wrote stays, and what was there before, once each."""
+    store = made(server, versioned=True)
+    put(store, "x", b"data")
+    etag = store.stat("x").etag
+    was = [version.version_id for version in store.versions_of("x")]
+    store.change_class("x", "STANDARD_IA", etag, keep_source=True)
+    new = write(store, "x", b"other")
+    with pytest.raises(errors.CommitConflict, match="x"):
+        store.finish_change("x", etag) if finder == "finish_change" else store.change_class("x", "STANDARD_IA", etag)
+    assert [version.version_id for version in store.versions_of("x")] == [new, *was]
+    assert fetched(store, "x") == b"other"
+
+
 def test_an_overwrite_at_the_same_instant_is_what_counts(settings: Settings) -> None:
     """SeaweedFS looks at a copy's conditions without a lock, so some copies end up over a newer version."""
     store = made(on_seaweed(settings), versioned=True)
@@ -171,11 +199,13 @@ def test_an_overwrite_at_the_same_instant_is_what_counts(settings: Settings) -> 
         version = write(store, key, new)
         changer.join()
         try:
-            store.finish_change(key)
+            store.finish_change(key, etag)
         except errors.CommitConflict:
             outcomes.append("came to light")
         assert fetched(store, key) == new
-        assert version in [found.version_id for found in store.versions_of(key)]
+        left = [found.version_id for found in store.versions_of(key)]
+        assert version in left
+        assert len(left) <= 2, "what was there before, and nothing of ours"
     print({name: outcomes.count(name) for name in set(outcomes)})
 
 

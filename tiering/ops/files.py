@@ -241,11 +241,10 @@ def verify(work: Work) -> MoveRecord:
 
 def _finished(work: Work, record: ObjectRecord) -> ObjectRecord | None:
     try:
-        stat = work.stores.files.finish_change(record.key)
+        stat = work.stores.files.finish_change(record.key, record.etag)
     except (errors.CommitConflict, errors.NotFound):
         return None
-    is_ours = (stat.etag, stat.size) == (record.etag, record.size)
-    return replace(record, storage_class=stat.storage_class) if is_ours else None
+    return replace(record, storage_class=stat.storage_class) if stat.size == record.size else None
 
 
 def commit(work: Work) -> MoveRecord:

@@ -44,8 +44,8 @@ class ClassedBucket(VersionedBucket):
         """Give an object another storage class and leave all else as it is: bytes, metadata, tags, lock.
 
         May be called again after a crash at any point. In a versioned bucket an object that somebody overwrites at
-        the same instant is never lost, and only one version is left behind by us, except of a locked one: that
-        version stays until its lock ends. Without versions it is as safe as the server's conditional copy.
+        the same instant is never lost, and no version is left behind by us, except of a locked one: that version
+        stays until its lock ends. Without versions it is as safe as the server's conditional copy.
 
         Args:
             key: of the object.
@@ -82,8 +82,12 @@ class ClassedBucket(VersionedBucket):
         self._finish(key, made, source)
         return self._stat_copy(key, storage_class)
 
-    def finish_change(self, key: str) -> ObjectStat:
+    def finish_change(self, key: str, if_etag: str = "") -> ObjectStat:
         """Remove the version that the newest one was made of by `change_class`, if it was. May be called again.
+
+        Args:
+            key: of the object.
+            if_etag: as `change_class` gave it; empty where the caller compares what is there by itself.
 
         Returns:
             The object as it is now.
@@ -93,8 +97,11 @@ class ClassedBucket(VersionedBucket):
             NotFound: no such object.
         """
         head = self._head(key)
+        found = describe(key, head)
+        if if_etag and found.etag != if_etag:
+            raise self._overwritten(key)
         self._finish(key, head.get("VersionId", ""), head["Metadata"].get(COPIED_FROM, ""))
-        return describe(key, head)
+        return found
 
     def request_restore(self, key: str, days: int, speed: str = "Bulk") -> RestoreStatus:
         """Ask for an archived object to be readable for some days. Asked again, it only prolongs.
@@ -175,29 +182,42 @@ class ClassedBucket(VersionedBucket):
         """Remove the version that our copy was made of; or our copy, where it hides somebody's newer version.
 
         Why look again: SeaweedFS 4.48 checks a copy's conditions without a lock, and sorts versions by when their
-        writing began. Of 150 overwrites at the same instant, 60 stood below our copy afterwards.
+        writing began. Of 150 overwrites at the same instant, 60 stood below our copy afterwards. And a request whose
+        answer was lost is made again: then there are two copies.
         """
         if not made or not source:
             return
-        versions = list(self.versions_of(key))
-        names = [version.version_id for version in versions]
+        names = self._names_of(key)
         if made not in names or source not in names:
             return  # finished by another run, or overwritten and cleaned up by somebody
-        if any(version.version_id != made for version in versions[: names.index(source)]):
-            if versions[0].version_id == made:
-                self.delete_versions([(key, made)])
+        others = [name for name in names[: names.index(source)] if name != made]
+        if any(self._source_of(key, other) != source for other in others):
             raise self._overwritten(key)
         with suppress(ObjectLocked):  # it goes when its lock ends
-            self.delete_versions([(key, source)])
+            self.delete_versions((key, name) for name in (*others, source))
+
+    def _overwritten(self, key: str) -> CommitConflict:
+        """Remove our copies of versions that are still there, since another object is the one that counts."""
+        names = self._names_of(key)
+        copies = [name for name in names if self._source_of(key, name) in names] if len(names) > 1 else []
+        with suppress(ObjectLocked):
+            self.delete_versions((key, name) for name in copies)
+        return CommitConflict("change class", self.location(key), "somebody wrote another object under this key")
+
+    def _names_of(self, key: str) -> list[str]:
+        """List the versions that have bytes, the newest first."""
+        return [version.version_id for version in self.versions_of(key) if not version.is_delete_marker]
+
+    def _source_of(self, key: str, version: str) -> str | None:
+        """Say which version a version is our copy of; None where it is not."""
+        source = self._head(key, version)["Metadata"].get(COPIED_FROM)
+        return source if isinstance(source, str) else None
 
     def _stat_copy(self, key: str, storage_class: str) -> ObjectStat:
         now = describe(key, self._head(key))
         if now.storage_class != storage_class:
             raise self._overwritten(key)
         return now
-
-    def _overwritten(self, key: str) -> CommitConflict:
-        return CommitConflict("change class", self.location(key), "somebody wrote another object under this key")
 
 
 def _kept(head: Any, storage_class: str) -> dict[str, Any]:
