@@ -15,6 +15,7 @@ import pyarrow as pa
 from tiering.errors import CorruptCopy
 from tiering.model import Column, Dataset, Kind
 from tiering.stores import bson_kernels as kernel
+from tiering.stores.arrow import texts
 from tiering.stores.bson_batches import Array, Cells, RawBatch, locate
 from tiering.stores.bson_text import canonical_text, id_text, relaxed_text
 from tiering.stores.parquet_schema import batch_schema, batch_type
@@ -78,10 +79,10 @@ def _id_array(batch: RawBatch, cells: Cells) -> pa.Array:
     others = np.flatnonzero(states != kernel.FOUND).tolist()
     if not others:
         return array
-    texts = array.to_pylist()
+    found = array.to_pylist()
     for row in others:
-        texts[row] = id_text(cells.element(batch, 0, row))
-    return pa.array(texts, pa.string())
+        found[row] = id_text(cells.element(batch, 0, row))
+    return texts(found)
 
 
 def _raw_array(batch: RawBatch) -> pa.Array:
@@ -95,7 +96,7 @@ def _raw_array(batch: RawBatch) -> pa.Array:
 def _exact_array(exact: dict[int, dict[str, str]], count: int) -> pa.Array:
     if not exact:
         return pa.nulls(count, pa.string())
-    return pa.array([exact_json(exact[row]) if row in exact else None for row in range(count)], pa.string())
+    return texts([exact_json(exact[row]) if row in exact else None for row in range(count)])
 
 
 def _validity(states: Array) -> tuple[pa.Buffer | None, int]:
@@ -143,11 +144,11 @@ def _text(batch: RawBatch, cells: Cells, path: int, arrow: pa.DataType) -> tuple
 
 def _exact_text(batch: RawBatch, cells: Cells, path: int, arrow: pa.DataType) -> tuple[pa.Array, Array]:
     states = np.zeros(len(batch), np.uint8)
-    texts: list[str | None] = [None] * len(batch)
+    found: list[str | None] = [None] * len(batch)
     for row in np.flatnonzero(~np.isin(cells.kinds[path], (0, kernel.NULL, kernel.UNDEFINED))).tolist():
-        texts[row] = canonical_text(cells.element(batch, path, row))
-        states[row] = kernel.UNTYPED if texts[row] is None else kernel.FOUND
-    return pa.array(texts, arrow), states
+        found[row] = canonical_text(cells.element(batch, path, row))
+        states[row] = kernel.UNTYPED if found[row] is None else kernel.FOUND
+    return texts(found), states
 
 
 _CONVERT: dict[Kind, Callable[[RawBatch, Cells, int, Any], tuple[pa.Array, Array]]] = {

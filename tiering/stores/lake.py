@@ -22,7 +22,6 @@ from psycopg2.extensions import cursor as Cursor
 from pyarrow.lib import ArrowException
 from pydantic import SecretStr
 from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
-from pyiceberg.io.pyarrow import parquet_file_to_data_file, parquet_path_to_id_mapping
 from pyiceberg.manifest import DataFile, ManifestContent
 from pyiceberg.serializers import ToOutputFile
 from pyiceberg.table import Table
@@ -336,6 +335,9 @@ class IcebergLake:
 
     def _describe(self, table: Table, file: LakeFile, live: dict[str, DataFile]) -> DataFile:
         """Read a new file's footer and compare it with what was said of the file."""
+        # Here, for it brings 50 MB of pandas along, which a process that only copies must not pay for.
+        from pyiceberg.io.pyarrow import parquet_file_to_data_file
+
         dataset = table.name()[-1]
         if file.location in live:
             raise AlreadyExists("add to lake", file.location, f"is in lake table {dataset} already")
@@ -376,6 +378,8 @@ def _drop_partial_bounds(table: Table, found: DataFile) -> None:
     """
     if len(found.split_offsets or ()) < 2:  # one row group: its bounds are the file's, or there are none
         return
+    from pyiceberg.io.pyarrow import parquet_path_to_id_mapping
+
     with table.io.new_input(found.file_path).open() as footer:
         groups = pq.read_metadata(footer)
     ids = parquet_path_to_id_mapping(table.schema())

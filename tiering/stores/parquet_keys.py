@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiering.stores.arrow import numbers, truths, values_of, with_nulls
 from tiering.stores.parquet_radix import order_of
 
 WORDS_MAX = 1 << 15
@@ -18,7 +19,7 @@ class Words:
     """The dictionary of one text column over all batches; `is_open` is False once there are too many words."""
 
     def __init__(self) -> None:
-        self.words: pa.Array = pa.array([], pa.string())
+        self.words: pa.Array = pa.nulls(0, pa.string())
         self.is_open = True
         self._known: dict[tuple[int, ...], tuple[pa.Array, Any]] = {}
 
@@ -28,7 +29,7 @@ class Words:
         if mapping is None:
             return None
         codes = mapping[values_of(array.indices)]
-        return with_nulls(pa.array(codes), array.indices)
+        return with_nulls(numbers(codes), array.indices)
 
     def mapping(self, local: pa.Array) -> Any:
         """Give our code (int16) for each word of a batch's own dictionary; None when they have become too many."""
@@ -43,7 +44,7 @@ class Words:
         if len(self.words) > WORDS_MAX:
             self.is_open = False
             return None
-        mapping = known.to_numpy(zero_copy_only=False).astype(np.int16) if len(local) else np.zeros(1, np.int16)
+        mapping = values_of(known).astype(np.int16) if len(local) else np.zeros(1, np.int16)
         if len(self._known) >= _DICTIONARIES_KEPT:
             del self._known[next(iter(self._known))]
         self._known[key] = local, mapping
@@ -51,7 +52,7 @@ class Words:
 
     def rank(self) -> Any:
         """Give each code its place in the order of the words."""
-        return pc.rank(self.words, tiebreaker="dense").to_numpy().astype(np.int64)
+        return values_of(pc.rank(self.words, tiebreaker="dense")).copy()
 
 
 def order_rows(words: list[Any], count: int) -> Any:
@@ -79,36 +80,13 @@ def pack(words: list[Any]) -> tuple[Any, int]:
 def integers(array: pa.Array) -> Any:
     """Map a column to int64 in the same order; texts and other long values by their rank among themselves."""
     if is_rankable(array.type):
-        ranks = pc.rank(storage(array), tiebreaker="dense")
-        return ranks.to_numpy(zero_copy_only=False).astype(np.int64)
+        return values_of(pc.rank(storage(array), tiebreaker="dense")).copy()
     if pa.types.is_boolean(array.type):
-        return pc.fill_null(array, False).to_numpy(zero_copy_only=False).astype(np.int64)
+        return truths(pc.fill_null(array, False)).astype(np.int64)
     if pa.types.is_floating(array.type):
         bits = values_of(array).astype(np.float64).view(np.int64)
         return np.where(bits < 0, np.int64(-(2**63)) - bits - 1, bits)
     return values_of(array).astype(np.int64, copy=False)
-
-
-def values_of(array: pa.Array, dtype: Any = None) -> Any:
-    """View a fixed-width array's values, whatever stands under its nulls."""
-    width = array.type.bit_width // 8
-    floats = {4: np.float32, 8: np.float64}
-    kind = dtype or (floats[width] if pa.types.is_floating(array.type) else np.dtype(f"i{width}"))
-    if array.buffers()[1] is None:
-        return np.zeros(len(array), kind)
-    return np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array)]
-
-
-def valid_of(array: pa.Array) -> Any:
-    """Tell of each value whether it is there."""
-    return array.is_valid().to_numpy(zero_copy_only=False)
-
-
-def with_nulls(array: pa.Array, like: pa.Array) -> pa.Array:
-    """Give an array the nulls of another."""
-    if not like.null_count:
-        return array
-    return pc.if_else(like.is_valid(), array, pa.scalar(None, array.type))
 
 
 def storage(array: pa.Array) -> pa.Array:

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tiering.stores.parquet_keys import WORDS_MAX, Words, integers, order_rows, valid_of, values_of
+from tiering.stores.arrow import valid_of, values_of
+from tiering.stores.parquet_keys import WORDS_MAX, Words, integers, order_rows
 from tiering.stores.parquet_radix import gather, order_by_word, places_of, recode
 
 RUN_ROWS = 131_072
@@ -82,7 +83,7 @@ class FixedRuns:
     @property
     def text_bytes(self) -> int:
         """Sum the lengths of all text values."""
-        lengths = {name: pc.binary_length(words.words).to_numpy() for name, words in self.words.items()}
+        lengths = {name: values_of(pc.binary_length(words.words)) for name, words in self.words.items()}
         return sum(int((self.counts[name][1 : len(found) + 1] * found).sum()) for name, found in lengths.items())
 
     def add(self, batch: pa.RecordBatch) -> bool:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiering.errors import SchemaMismatch
+from tiering.stores.arrow import numbers, valid_of, values_of, with_nulls
 from tiering.stores.parquet_keys import (
     Words,
     integers,
@@ -25,9 +26,6 @@ from tiering.stores.parquet_keys import (
     is_variable,
     order_rows,
     storage,
-    valid_of,
-    values_of,
-    with_nulls,
 )
 from tiering.stores.parquet_runs import FixedRuns, suits
 
@@ -158,11 +156,11 @@ class SortedRows:
         used = np.zeros(len(self.words[field.name].words), bool)
         used[codes[valid_of(array)] if array.null_count else codes] = True
         mine = np.flatnonzero(used)
-        words = self.words[field.name].words.take(pa.array(mine))
+        words = self.words[field.name].words.take(numbers(mine))
         order = pc.sort_indices(words)
         place = np.zeros(len(used), np.int32)
-        place[mine[order.to_numpy()]] = np.arange(len(mine), dtype=np.int32)
-        indices = with_nulls(pa.array(place[codes]), array)
+        place[mine[values_of(order)]] = np.arange(len(mine), dtype=np.int32)
+        indices = with_nulls(numbers(place[codes]), array)
         return pa.DictionaryArray.from_arrays(indices, words.take(order), safe=False)
 
     def decoded_type(self, field: pa.Field) -> pa.DataType:
@@ -184,7 +182,7 @@ class SortedRows:
         """Sort a table in memory: by one packed integer where the keys allow it."""
         table = table.combine_chunks()
         keys = [word for name in self.sort for word in self._sort_words(name, table.column(name))]
-        return table.take(pa.array(order_rows(keys, table.num_rows)))
+        return table.take(numbers(order_rows(keys, table.num_rows)))
 
     def _sort_words(self, name: str, column: pa.ChunkedArray) -> list[Any]:
         """Express a column as integers in the same order, nulls first."""
@@ -202,7 +200,7 @@ class SortedRows:
 
     def _keys(self, table: pa.Table, positions: Sequence[int]) -> list[tuple[Any, ...]]:
         """Give rows' sort keys as Python values that compare like the rows."""
-        some = table.select(self.sort).take(pa.array(positions, pa.int64()))
+        some = table.select(self.sort).take(numbers(np.array(positions, np.int64)))
         return list(zip(*(self._comparable(name, some.column(name)) for name in self.sort), strict=True))
 
     def _comparable(self, name: str, column: pa.ChunkedArray) -> list[tuple[Any, ...]]:
@@ -283,7 +281,7 @@ def _conform(part: Any, types: dict[str, pa.DataType]) -> Any:
 def _text_bytes(array: pa.Array) -> int:
     """Count the bytes of a text column's values, coded or not."""
     if isinstance(array, pa.DictionaryArray):
-        lengths = pc.binary_length(array.dictionary).to_numpy(zero_copy_only=False)
+        lengths = values_of(pc.binary_length(array.dictionary))
         codes = values_of(array.indices)
         return int(lengths[codes[valid_of(array)] if array.null_count else codes].sum())
     return int(pc.sum(pc.binary_length(array)).as_py() or 0) if is_variable(array.type) else 0
@@ -291,4 +289,4 @@ def _text_bytes(array: pa.Array) -> int:
 
 def _compact(table: pa.Table) -> pa.Table:
     """Copy a slice so that it does not keep the whole table alive."""
-    return table.take(pa.array(np.arange(table.num_rows)))
+    return table.take(numbers(np.arange(table.num_rows)))

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from tiering.errors import CorruptCopy, SchemaMismatch
 from tiering.model import EXACT_COLUMN, Column, Kind
+from tiering.stores.arrow import truths, valid_of
 from tiering.stores.pgcopy_decode import UNIX_TO_PG_DAYS, UNIX_TO_PG_MICROSECONDS
 from tiering.stores.pgcopy_exact import exact_raw
 
@@ -47,7 +48,7 @@ class Matrix:
             except (pa.ArrowException, ValueError, TypeError, AttributeError) as exc:
                 raise SchemaMismatch("take rows", column.name, f"{array.type} is no {column.kind}: {exc}") from exc
             if array.null_count:
-                self.state[i] = array.is_valid().to_numpy(zero_copy_only=False)
+                self.state[i] = valid_of(array)
         at = batch.schema.get_field_index(EXACT_COLUMN)
         if at >= 0 and batch.column(at).null_count < count:
             self._fill_exact(columns, batch.column(at))
@@ -57,7 +58,7 @@ class Matrix:
         if kind in (Kind.TEXT, Kind.EXACT_TEXT, Kind.BYTES, Kind.UUID):
             self._fill_bytes(i, array)
         elif kind is Kind.BOOL:
-            self.values[i] = array.cast(pa.uint8()).fill_null(0).to_numpy(zero_copy_only=False)
+            self.values[i] = truths(array.fill_null(False))
         elif kind is Kind.DECIMAL:
             if array.type.scale != column.scale:
                 raise TypeError("other scale")
@@ -86,7 +87,7 @@ class Matrix:
             width = np.dtype(f"i{array.indices.type.bit_width // 8}")
             codes = _words(array.indices, width)
             if array.null_count:
-                codes = np.where(array.is_valid().to_numpy(zero_copy_only=False), codes, 0)
+                codes = np.where(valid_of(array), codes, 0)
             self.values[i], self.extra[i] = starts[codes], lengths[codes]
         else:
             self.values[i], self.extra[i] = self._places(array)
@@ -112,7 +113,7 @@ class Matrix:
         if isinstance(exact, pa.DictionaryArray):
             exact = exact.dictionary_decode()
         places = {c.name: i for i, c in enumerate(columns)}
-        for row in np.flatnonzero(exact.is_valid().to_numpy(zero_copy_only=False)).tolist():
+        for row in np.flatnonzero(valid_of(exact)).tolist():
             try:
                 for name, text in json.loads(exact[row].as_py()).items():
                     if name in places:

@@ -19,11 +19,12 @@ from psycopg2.extensions import connection as Connection
 from tiering.errors import CorruptCopy, SchemaMismatch, TieringError
 from tiering.model import Column, Kind
 from tiering.stores import pgcopy_decode as kernel
+from tiering.stores.arrow import texts
 from tiering.stores.parquet_schema import DECIMAL64_DIGITS_MAX, batch_schema, batch_type
 from tiering.stores.pgcopy_exact import exact_json, exact_text
 from tiering.stores.pgcopy_libpq import FREE, GET_COPY_DATA, CopyStream, copying, mapped
 
-ROWS_PER_BATCH = 16_384
+ROWS_PER_BATCH = 32_768
 DICTIONARY_WORDS_MAX = 1 << 15
 """A text column with more distinct values than this is not kept as a dictionary."""
 _DICTIONARY_BYTES_MAX = 1 << 21
@@ -342,7 +343,7 @@ class _Decoder:
         rows: dict[int, dict[str, str]] = {}
         for row, at, raw in specials:
             rows.setdefault(row, {})[self.columns[at].name] = exact_text(self.columns[at].kind, raw)
-        return pa.array([exact_json(rows[i]) if i in rows else None for i in range(count)], pa.string())
+        return texts([exact_json(rows[i]) if i in rows else None for i in range(count)])
 
 
 def _bitmap(valid: Any) -> pa.Buffer | None:
