@@ -134,7 +134,8 @@ class TableGround:
         if work == SWEEP and call:
             send(self._merge_of(tier, dice))
         job = self._merge_of(tier, dice) if work == Transition.MERGE else self.job(work)
-        if call.endswith(" create") or (work == Transition.HOT_TO_WARM and call.endswith(" read unit of")):
+        creates = work in (Transition.HOT_TO_WARM, Transition.COMPRESS)
+        if call.endswith(" create") or (creates and call.endswith(" read unit of")):
             # A partition is made, by whatever run comes first, where rows came before it.
             self.unprepared += 1
             self.insert([("P0", epoch(MIDNIGHT - timedelta(days=UNPREPARED_FROM + self.unprepared)))])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tests.fakes import AFTER, BEFORE
 
 TRIES_ANYWHERE = 4
-"""Then a kind is only aimed at where nothing has been moved yet: some calls are made once in a ground's life."""
+"""Then a kind is aimed at where nothing has been moved yet as well: some calls are made once in a ground's life."""
 TRIES_MAX = 16
 
 
@@ -75,7 +75,7 @@ class Coverage:
 
     def choose(self, mode: str, work: str, dice: random.Random) -> Kind | None:
         """Choose the next to aim at: of those not struck, one of those missed least; else any that was hit before."""
-        candidates = [kind for kind in self.open(mode, work) if self.misses[kind] < TRIES_ANYWHERE]
+        candidates = [k for k in self.open(mode, work) if self.misses[k] < TRIES_ANYWHERE or self.misses[k] % 2]
         if candidates:
             least = min(self.misses[kind] for kind in candidates)
             return dice.choice([kind for kind in candidates if self.misses[kind] == least])
