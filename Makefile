@@ -36,7 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "== installing into $(VENV) with pip (two minutes or so, once)"
 	  [ -x $(PY) ] || "$$python" -m venv $(VENV) \
 	    || { rm -rf $(VENV); echo "make: $$python cannot make environments; install its venv package" >&2; exit 1; }
-	  $(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	  # Modules are compiled when they are first imported, as with uv: all of them at once would take a third of this.
+	  $(PY) -m pip install --quiet --no-compile -c constraints.txt -e '.[$(EXTRAS)]'
 	fi
 	echo "== installed in $$((SECONDS - began)) s"
 	touch $@
