@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,11 @@ class Child:
 
 
 def kill_after(seconds: float, work: Callable[..., None], *arguments: Any) -> bool:
-    """Start a child and kill it so long after it said `GO`; tell whether it was faster and said `DONE`."""
+    """Start a child and kill it so long after it said `GO`; tell whether it was faster and said `DONE`.
+
+    Raises:
+        AssertionError: it ended by an error of its own, so that nothing was killed.
+    """
     child = Child(work, *arguments)
     assert child.hear() == GO
     timer = threading.Timer(seconds, child.process.kill)
@@ -46,4 +51,5 @@ def kill_after(seconds: float, work: Callable[..., None], *arguments: Any) -> bo
     timer.cancel()
     timer.join()
     child.process.join()
+    assert is_done or child.process.exitcode == -signal.SIGKILL, f"it ended by itself, with {child.process.exitcode}"
     return is_done

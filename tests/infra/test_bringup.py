@@ -91,14 +91,6 @@ def test_a_cron_deployment_gets_scheduled_runs(project: Path) -> None:
     assert len(_wait("scheduled runs", lambda: _ask(project, "/flow_runs/filter", flow_runs=states))) >= 1
 
 
-def test_a_run_by_hand_ends_with_zero_and_a_wrong_one_with_one(project: Path, tmp_path: Path) -> None:
-    done = _run(project, "--param", f"file={tmp_path / 'mark'}", "--watch", "--watch-interval", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "mark").exists()
-    wrong = _run(project, "--param", "file=/nowhere/mark", "--watch", "--watch-interval", "1")
-    assert wrong.returncode == 1, wrong.stdout
-
-
 def test_a_killed_worker_takes_its_runs_along_and_the_next_start_says_so(project: Path, tmp_path: Path) -> None:
     stack = Stack(project / ".stack")
     mark = tmp_path / "mark"

@@ -22,7 +22,7 @@ from tiering.ops.recoverers import Restored
 from tiering.plan.drill_report import codes_of, document_of, markdown_of
 from tiering.stores.postgres import Postgres, execute, fetch
 
-SAMPLE = ("missing WAL object", "flipped byte in the base", "wrong slot map", "lost role")
+SAMPLE = ("missing WAL object", "flipped byte in the base", "wrong slot map")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tiering.ops.fsck import fsck
 from tiering.plan.erase import Person
 from tiering.settings import Settings
 
-KILLS = 10
+KILLS = 6
 
 
 def erase_person(line: Connection, settings: Settings) -> None:

@@ -31,7 +31,7 @@ from tests.plan.histories import (
 from tiering.model_backup import BackupState, CatalogueEntry, LogRange
 from tiering.plan.retention import PROVEN_MIN, RetentionPlan, plan_retention
 
-SAMPLE = 500
+SAMPLE = 300
 SEED = 20261123
 
 
