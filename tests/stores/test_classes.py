@@ -75,6 +75,13 @@ def write(store: S3Objects, key: str, data: bytes, **options: object) -> str:
     return str(answer.get("VersionId", ""))
 
 
+def test_a_server_that_is_away_is_said_in_our_words() -> None:
+    away = S3Objects("http://127.0.0.1:1", "none", SecretStr("key"), SecretStr("secret"))
+    for ask in (away.is_versioned, away.is_lockable, lambda: away.request_restore("x", 1)):
+        with pytest.raises(errors.StoreUnavailable):
+            ask()
+
+
 def test_a_change_of_class_keeps_all_else(store: S3Objects) -> None:
     data = b"picture" * 100_000
     kept = {"ContentType": "image/png", "CacheControl": "no-cache", "ContentDisposition": "inline"}

@@ -115,13 +115,13 @@ class ClassedBucket(VersionedBucket):
             Where that stands; AVAILABLE at once from a store that has no restores and reads archived objects.
         """
         request = {"Days": days, "GlacierJobParameters": {"Tier": speed}}
-        try:
-            self._client.restore_object(Bucket=self.bucket, Key=key, RestoreRequest=request)
-        except ClientError as exc:
-            if exc.response["Error"].get("Code") in ("MethodNotAllowed", "NotImplemented"):
-                return RestoreStatus(RestoreState.AVAILABLE, None)
-            if exc.response["Error"].get("Code") != "RestoreAlreadyInProgress":
-                with mapped("request restore", self.location(key)):
+        with mapped("request restore", self.location(key)):
+            try:
+                self._client.restore_object(Bucket=self.bucket, Key=key, RestoreRequest=request)
+            except ClientError as exc:
+                if exc.response["Error"].get("Code") in ("MethodNotAllowed", "NotImplemented"):
+                    return RestoreStatus(RestoreState.AVAILABLE, None)
+                if exc.response["Error"].get("Code") != "RestoreAlreadyInProgress":
                     raise
         return self.restore_status(key)
 

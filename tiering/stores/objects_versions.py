@@ -35,12 +35,12 @@ class VersionedBucket(S3Bucket):
 
     def is_lockable(self) -> bool:
         """Say whether the bucket was made for object locks."""
-        try:
-            answer = self._client.get_object_lock_configuration(Bucket=self.bucket)
-        except ClientError as exc:
-            if exc.response["Error"].get("Code") in _NO_LOCKS:
-                return False
-            with mapped("look at", self.bucket):
+        with mapped("look at", self.bucket):
+            try:
+                answer = self._client.get_object_lock_configuration(Bucket=self.bucket)
+            except ClientError as exc:
+                if exc.response["Error"].get("Code") in _NO_LOCKS:
+                    return False
                 raise
         return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
 
